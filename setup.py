@@ -1,0 +1,26 @@
+"""What pyproject.toml cannot say: the cffi extension, and which libraries go into a wheel."""
+
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+LIB = Path(__file__).resolve().parent / "llamackpt" / "lib"
+COMPILES = {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"}
+
+
+class BuildPy(build_py):
+    def find_data_files(self, package: str, src_dir: str) -> list[str]:
+        # a wheel has no links, and lib*.so beside lib*.so.0 would double it; only the linker needs the plain names
+        return [file for file in super().find_data_files(package, src_dir) if not Path(file).is_symlink()]
+
+
+compiles = bool(COMPILES.intersection(sys.argv))
+if compiles and not (LIB / "BUILD.json").is_file():
+    raise SystemExit("llamackpt: the native libraries are not built (no llamackpt/lib/BUILD.json): run ./build.sh first")
+
+setup(
+    cffi_modules=["llamackpt/_build.py:ffibuilder"] if compiles else [],
+    cmdclass={"build_py": BuildPy},
+)

@@ -1,0 +1,139 @@
+# shellcheck shell=bash
+# The native build, its libraries in the package, the package in .venv, the wheel. Sourced by build.sh.
+
+has_gpu() { command -v nvcc > /dev/null && nvidia-smi -L 2> /dev/null | grep -q GPU; }
+
+choose_backend() {
+    if [ "$BACKEND" ]; then
+        case $BACKEND in
+            cuda)  command -v nvcc > /dev/null || [ "${CUDACXX:-}" ] || die "--cuda needs nvcc: install the CUDA toolkit, and have nvcc on PATH" ;;
+            metal) [ "$(uname)" = Darwin ] || die "--metal needs macOS" ;;
+        esac
+    elif [ "$(uname)" = Darwin ]; then BACKEND=metal
+    elif has_gpu; then BACKEND=cuda
+    else BACKEND=cpu
+    fi
+}
+
+cmake_flags() { # BACKEND: one flag a line
+    local origin='$ORIGIN'
+    [ "$(uname)" = Darwin ] && origin=@loader_path
+    printf '%s\n' -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
+        -DLLAMA_BUILD_TESTS=ON -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+        -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DGGML_RPC=ON \
+        "-DLLAMA_BUILD_COMMIT=$(lock_value commit)" -DLLAMA_BUILD_NUMBER=0 \
+        "-DCMAKE_INSTALL_RPATH=$origin;$origin/../lib" -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON
+    case $1 in
+        cpu)   printf '%s\n' -DGGML_NATIVE=ON -DGGML_METAL=OFF ;;
+        cuda)  printf '%s\n' -DGGML_NATIVE=ON -DGGML_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=$CUDA_ARCH" ;;
+        metal) printf '%s\n' -DGGML_NATIVE=ON -DGGML_METAL=ON -DGGML_METAL_EMBED_LIBRARY=ON ;;
+        wheel) # runs where it was not built: an instruction set of 2013, and no libgomp, which slim systems lack
+            printf '%s\n' -DGGML_NATIVE=OFF -DGGML_METAL=OFF -DGGML_OPENMP=OFF -DGGML_AVX512=OFF
+            case $(uname -m) in
+                x86_64 | amd64) printf '%s\n' -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON ;;
+            esac ;;
+    esac
+}
+
+build_native() { # BACKEND: build/BACKEND/bin
+    local dir=build/$1 flags test targets=$TARGETS log
+    flags=$(cmake_flags "$1"; echo "$ROOT ${CC:-} ${CXX:-}")
+    if [ "$(cat "$dir/.configured" 2> /dev/null)" != "$flags" ]; then
+        note "configuring $dir"
+        log=$dir.configure.log
+        # a cache of other flags, or of a tree that was moved; the objects stay
+        rm -rf "$dir/CMakeCache.txt" "$dir/CMakeFiles/cmake.check_cache" "$dir/.configured"
+        local args=()
+        while IFS= read -r flag; do args+=("$flag"); done < <(cmake_flags "$1")
+        if ! cmake -G Ninja -S "$TREE" -B "$dir" "${args[@]}" > "$log" 2>&1; then
+            grep -A6 'CMake Error' "$log" | sed -n 1,20p >&2
+            rm -rf "$dir"
+            die "CMake cannot configure the $1 build: see above, and $log"
+        fi
+        mv "$log" "$dir/configure.log"
+        echo "$flags" > "$dir/.configured"
+    fi
+    for test in $UPSTREAM_TESTS; do
+        [ ! -f "$TREE/tests/$test.cpp" ] || targets="$targets $test"
+    done
+    # ccache then finds what another clone compiled
+    export CCACHE_BASEDIR=${CCACHE_BASEDIR:-$ROOT} CCACHE_NOHASHDIR=${CCACHE_NOHASHDIR:-1}
+    # shellcheck disable=SC2086
+    ninja -C "$dir" ${JOBS:+-j "$JOBS"} $targets || die "the native build fails: see above (what compiled is kept)"
+}
+
+# each library once, under the name that the others ask for; the plain name links to it (for the linker only: the wheel
+# leaves links out)
+stage_libraries() { # BACKEND PACKAGE
+    local bin=build/$1/bin json stage lib file
+    json=$(build_json "$1")
+    if [ "$(cat "$2/lib/BUILD.json" 2> /dev/null)" = "$json" ] && [ -f "$2/bin/llama-server" ] &&
+        [ -z "$(find "$bin" -newer "$2/lib/BUILD.json" \( -name 'lib*' -o -name llama-server \))" ]; then
+        return
+    fi
+    stage=$2/.stage
+    rm -rf "$stage"
+    HALF_MADE=$ROOT/$stage
+    mkdir -p "$stage/lib" "$stage/bin"
+    for lib in "$bin"/lib*.so "$bin"/lib*.dylib; do
+        [ -f "$lib" ] || continue
+        file=$lib
+        if [ -L "$lib" ]; then file=$bin/$(readlink "$lib"); fi
+        cp -L "$file" "$stage/lib/${file##*/}"
+        [ "$file" = "$lib" ] || ln -s "${file##*/}" "$stage/lib/${lib##*/}"
+    done
+    cp "$bin/llama-server" "$stage/bin/"
+    cat "$TREE/LICENSE" > "$stage/lib/LICENSE.llama.cpp"
+    cat "$TREE"/licenses/LICENSE-* "$TREE/vendor/cpp-httplib/LICENSE" > "$stage/lib/LICENSE.third-party"
+    echo "$json" > "$stage/lib/BUILD.json"
+    rm -rf "$2/lib" "$2/bin"
+    mv "$stage/lib" "$stage/bin" "$2/"
+    rm -rf "$stage"
+    HALF_MADE=
+}
+
+build_json() { # BACKEND: what these libraries are
+    cmake_flags "$1" | grep -v RPATH | "$PY" -c '
+import json, sys
+backend, upstream, tree, patches, head, changes = sys.argv[1:]
+print(json.dumps({
+    "backend": backend, "upstream": upstream, "upstream_tree": tree, "patches": patches, "commit": head,
+    "modified": bool(changes), "flags": sys.stdin.read().split(),
+}, indent=2))' "$1" "$(lock_value commit)" "$(lock_value tree)" "$(stamp)" "$(tgit rev-parse HEAD)" "$(tgit status --porcelain)"
+}
+
+# the extension is compiled here: again when a declaration, a header or the metadata changes
+install_package() {
+    local want ext
+    want=$(cat pyproject.toml setup.py llamackpt/_build.py llamackpt/*.h "$TREE/include/llama.h" "$TREE"/ggml/include/*.h |
+        vgit hash-object --stdin)
+    for ext in llamackpt/_llama*.so; do
+        if [ -f "$ext" ] && [ "$(cat "$VENV/.package" 2> /dev/null)" = "$want $(vgit hash-object "$ext")" ]; then return; fi
+    done
+    note "compiling the extension, installing the package and its tools in .venv"
+    rm -f llamackpt/_llama*.so llamackpt/_llama.c
+    rm -rf "$ROOT/build/python"
+    if ! "$PY" -m pip install -q --no-build-isolation --config-settings editable_mode=compat -e '.[dev,server]' > build/package.log 2>&1; then
+        grep -E 'error:|Error|ERROR' build/package.log | sed -n 1,10p >&2
+        die "the package cannot be installed: see above, and build/package.log"
+    fi
+    echo "$want $(vgit hash-object llamackpt/_llama*.so)" > "$VENV/.package"
+}
+
+build_wheel() { # from a copy, so that the libraries of the editable install stay
+    local stage=build/wheel/package
+    rm -rf "$stage"
+    mkdir -p "$stage"
+    cp -R pyproject.toml setup.py MANIFEST.in README.md LICENSE llamackpt "$stage/"
+    rm -rf "$stage/llamackpt/lib" "$stage/llamackpt/bin" "$stage"/llamackpt/_llama*.so "$stage"/llamackpt/_llama.[co]
+    find "$stage" -name __pycache__ -prune -exec rm -rf {} +
+    stage_libraries wheel "$stage/llamackpt"
+    note "packing the wheel"
+    if ! LLAMACKPT_INCLUDE="$ROOT/$TREE/include:$ROOT/$TREE/ggml/include" \
+            "$PY" -m build --wheel --no-isolation -o "$ROOT/dist" "$stage" > build/wheel.log 2>&1; then
+        tail -5 build/wheel.log >&2
+        die "the wheel cannot be built: see above, and build/wheel.log"
+    fi
+    rm -rf "$stage"
+    note "$(sed -n 's/^Successfully built /dist\//p' build/wheel.log)"
+}
