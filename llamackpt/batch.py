@@ -1,0 +1,43 @@
+"""Tokens of one or several sequences that are decoded together. It knows nothing of a context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Batch", "BatchToken"]
+
+
+@dataclass(frozen=True)
+class BatchToken:
+    """One entry of a batch."""
+
+    token: int
+    pos: int
+    seq_ids: tuple[int, ...]
+    logits: bool
+
+
+class Batch:
+    """A list of tokens for Context.decode_batch().
+
+    Tokens of the same sequence have to come in the order of their positions. A token that belongs to several sequences
+    is decoded once, and its state is shared by them.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[BatchToken] = []
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def add(self, token: int, pos: int, seq_id: int | Sequence[int] = 0, logits: bool = False) -> None:
+        """Append a token at position `pos` of the sequence(s). logits: whether its logits are returned."""
+        seq_ids = (seq_id,) if isinstance(seq_id, int) else tuple(int(s) for s in seq_id)
+        if not seq_ids:
+            raise ValueError("a token has to belong to at least one sequence")
+        self.entries.append(BatchToken(int(token), int(pos), seq_ids, bool(logits)))
+
+    def clear(self) -> None:
+        """Remove all tokens."""
+        self.entries.clear()

@@ -1,0 +1,201 @@
+"""The command line: arguments in, one call, exit code out.
+
+The work is in demo, info, verify and generate.
+
+Exit codes: 0 done, 1 a check of `verify` failed or `demo` was not identical, 2 bad input,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__, default_model, demo, info, verify
+from .errors import LlamaError
+from .generate import stream_generate
+from .model import Model
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Errors are one line on stderr."""
+    args = build_parser().parse_args(argv)
+    try:
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (
+        BrokenPipeError
+    ):  # the reader has gone, as in `| head`; nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (LlamaError, ValueError, OSError) as error:
+        print(f"llamackpt: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llamackpt", description="Checkpoints of a language model's state, for llama.cpp."
+    )
+    parser.add_argument("--version", action="version", version=f"llamackpt {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shared = _shared_options()
+
+    cmd = commands.add_parser("demo", parents=[shared], help="what this is for, in under 20 seconds")
+    cmd.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a GGUF (default: the one in the package)"
+    )
+    cmd.set_defaults(run=_demo)
+
+    cmd = commands.add_parser(
+        "info", parents=[shared], help="a model, and what a checkpoint of it costs"
+    )
+    cmd.add_argument("model", metavar="MODEL", help="a GGUF")
+    cmd.add_argument("--json", action="store_true", help="one JSON document")
+    cmd.set_defaults(run=_info)
+
+    cmd = commands.add_parser(
+        "verify", parents=[shared], help="prove on a model that its checkpoints are exact"
+    )
+    cmd.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a GGUF (default: the one in the package)"
+    )
+    cmd.add_argument("--json", action="store_true", help="one JSON document")
+    cmd.set_defaults(run=_verify)
+
+    cmd = commands.add_parser("bench", parents=[shared], help="what checkpoints cost on this machine")
+    cmd.add_argument("what", choices=["latency"], help="latency: save, restore and the decodes around them")
+    cmd.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF (default: a 150 MiB state, written with gguf)")
+    cmd.add_argument("--ctx", type=_positive, default=512, metavar="N", help="(default: 512)")
+    cmd.add_argument("--runs", type=_positive, default=50, metavar="N", help="(default: 50)")
+    cmd.add_argument("--json", action="store_true", help="one JSON document")
+    cmd.set_defaults(run=_bench)
+
+    cmd = commands.add_parser("generate", parents=[shared], help="continue a prompt")
+    cmd.add_argument("model", metavar="MODEL", help="a GGUF")
+    cmd.add_argument(
+        "prompt", metavar="PROMPT", help="the text to continue; - reads it from standard input"
+    )
+    cmd.add_argument(
+        "--ctx",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="tokens of context (default: the model's own)",
+    )
+    cmd.add_argument(
+        "-n", "--max-tokens", type=_positive, default=128, metavar="N", help="(default: 128)"
+    )
+    cmd.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)"
+    )
+    cmd.add_argument("--top-k", type=int, default=40, metavar="K", help="0 is off (default: 40)")
+    cmd.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1 is off (default: 0.95)")
+    cmd.add_argument("--min-p", type=float, default=0.05, metavar="P", help="0 is off (default: 0.05)")
+    cmd.add_argument("--seed", type=int, metavar="SEED", help="(default: another one each time)")
+    cmd.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before it; repeatable"
+    )
+    cmd.set_defaults(run=_generate)
+    return parser
+
+
+def _shared_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU (default: all)"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="(default: llama.cpp's choice)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+    return value
+
+
+def _open(args: argparse.Namespace) -> tuple[Model, str]:
+    path = str(args.model or default_model())
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return Model(path, n_gpu_layers=args.n_gpu_layers), path
+
+
+def _demo(args: argparse.Namespace) -> int:
+    model, _ = _open(args)
+    with model:
+        result = demo.run_demo(model, n_threads=args.threads)
+    print(demo.format_demo(result))
+    return OK if result.identical else FAILED
+
+
+def _info(args: argparse.Namespace) -> int:
+    model, path = _open(args)
+    with model:
+        result = info.model_info(model, path)
+    print(json.dumps(info.as_json(result), indent=2) if args.json else info.format_info(result))
+    return OK
+
+
+def _verify(args: argparse.Namespace) -> int:
+    model, path = _open(args)
+    checks = []
+    with model:
+        if not args.json:
+            print(f"{path}: {model.desc}", flush=True)
+        for check in verify.verify_checks(model, args.threads):
+            checks.append(check)
+            if not args.json:
+                print(verify.format_check(check), flush=True)
+    document = verify.as_json(path, checks)
+    print(json.dumps(document, indent=2) if args.json else verify.format_summary(checks))
+    return OK if document["ok"] else FAILED
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .bench import latency, state_heavy
+
+    with tempfile.TemporaryDirectory() as directory:
+        if args.model is None:
+            args.model = str(Path(directory) / "state-heavy.gguf")
+            state_heavy.write_state_heavy(args.model)
+        model, _ = _open(args)
+        with model:
+            result = latency.measure_latency(model, args.ctx, args.runs, args.threads)
+    print(json.dumps(latency.as_json(result), indent=2) if args.json else latency.format_latency(result))
+    return OK
+
+
+def _generate(args: argparse.Namespace) -> int:
+    model, _ = _open(args)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    options: dict[str, Any] = {} if args.threads is None else {"n_threads": args.threads}
+    with model, model.context(n_ctx=args.ctx, **options) as ctx:
+        stream = stream_generate(
+            ctx,
+            prompt,
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            min_p=args.min_p,
+            seed=args.seed,
+            stop=args.stop,
+        )
+        for item in stream:
+            print(item.text, end="", flush=True)
+    print()
+    return OK

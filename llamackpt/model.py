@@ -1,0 +1,268 @@
+"""A loaded GGUF file: its metadata, its vocabulary, and the contexts made of it. What a context holds it does not know."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import log
+from ._ffi import ffi, lib
+from .errors import ClosedError, LlamaError, ModelLoadError
+from .vocab import Vocab
+
+if TYPE_CHECKING:
+    from .context import Context
+
+__all__ = ["Model"]
+
+lib.llama_backend_init()
+
+
+class _Progress:
+    """What a running load reports to, and what the user's function answered or raised."""
+
+    def __init__(self, report: Callable[[float], bool | None]) -> None:
+        self.report = report
+        self.error: BaseException | None = None
+        self.cancelled = False
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def llamackpt_on_progress(progress: float, user_data: object) -> bool:
+    state: _Progress = ffi.from_handle(user_data)
+    try:
+        state.cancelled = state.cancelled or state.report(progress) is False
+    except BaseException as err:  # raised when llama.cpp has returned
+        state.error = err
+    return not state.cancelled and state.error is None
+
+
+class Model:
+    """A GGUF file.
+
+    path:         of the file; of a split model, of its first part.
+    n_gpu_layers: how many layers go to the GPU, negative for all of them. Without a GPU it has no effect.
+    use_mmap:     map the file rather than read it.
+    vocab_only:   load no weights: tokenize() and metadata work, context() does not.
+    progress:     called with 0.0 ... 1.0 during the load. False cancels it, as an exception does, which is then raised.
+
+    Raises ModelLoadError, with llama.cpp's reason in its `log`. Closing a model closes its contexts.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_gpu_layers: int = -1,
+        use_mmap: bool = True,
+        vocab_only: bool = False,
+        progress: Callable[[float], bool | None] | None = None,
+    ) -> None:
+        self._model: Any = None
+        self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+        self.path = Path(path)
+        self.vocab_only = vocab_only
+        _check_file(self.path)
+
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.load_mode = lib.LLAMA_LOAD_MODE_AUTO if use_mmap else lib.LLAMA_LOAD_MODE_NONE
+        params.vocab_only = vocab_only
+        state = _Progress(progress or (lambda _: None))
+        handle = ffi.new_handle(state)
+        params.progress_callback = lib.llamackpt_on_progress
+        params.progress_callback_user_data = handle
+
+        log.reset_last_line()
+        model = lib.llama_model_load_from_file(os.fsencode(self.path), params)
+        if state.error is not None or (state.cancelled and model != ffi.NULL):
+            if model != ffi.NULL:
+                lib.llama_model_free(model)
+                model = ffi.NULL
+            if state.error is not None:
+                raise state.error
+        if state.cancelled:
+            raise ModelLoadError(f"{self.path}: loading was cancelled")
+        if model == ffi.NULL:
+            raise ModelLoadError(f"{self.path}: llama.cpp cannot load this model", log=log.last_line())
+        self._model = model
+        self._vocab = Vocab(lib.llama_model_get_vocab(model))
+        self.n_vocab = self._vocab.n_tokens
+        self.has_encoder = bool(lib.llama_model_has_encoder(model))
+
+    def _handle(self) -> Any:
+        if self._model is None:
+            raise ClosedError("the model is closed")
+        return self._model
+
+    # what the file says
+
+    @property
+    def desc(self) -> str:
+        """Architecture, size and quantisation in words."""
+        buffer = ffi.new("char[]", 256)
+        lib.llama_model_desc(self._handle(), buffer, 256)
+        return str(ffi.string(buffer).decode("utf-8", "replace"))
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The key-value pairs of the file, as text."""
+        model = self._handle()
+        key, value = lib.llama_model_meta_key_by_index, lib.llama_model_meta_val_str_by_index
+        count = lib.llama_model_meta_count(model)
+        return MappingProxyType({_text(key, model, i): _text(value, model, i) for i in range(count)})
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters."""
+        return int(lib.llama_model_n_params(self._handle()))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return int(lib.llama_model_size(self._handle()))
+
+    @property
+    def n_ctx_train(self) -> int:
+        """The context that the model was trained with, in tokens."""
+        return int(lib.llama_model_n_ctx_train(self._handle()))
+
+    @property
+    def n_embd(self) -> int:
+        """Width of the model."""
+        return int(lib.llama_model_n_embd(self._handle()))
+
+    @property
+    def n_layer(self) -> int:
+        """Number of layers."""
+        return int(lib.llama_model_n_layer(self._handle()))
+
+    @property
+    def is_recurrent(self) -> bool:
+        """All layers keep a running state (Mamba, RWKV)."""
+        return bool(lib.llama_model_is_recurrent(self._handle()))
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Some layers keep a running state, others attend (Jamba, Qwen3.5, Falcon-H1)."""
+        return bool(lib.llama_model_is_hybrid(self._handle()))
+
+    @property
+    def _has_multi_dim_pos(self) -> bool:
+        kinds = (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE, lib.LLAMA_ROPE_TYPE_VISION)
+        return lib.llama_model_rope_type(self._handle()) in kinds
+
+    @property
+    def _is_windowed_hybrid(self) -> bool:
+        return self.is_hybrid and lib.llama_model_n_swa(self._handle()) > 0
+
+    # vocabulary
+
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a text, None if the vocabulary has none."""
+        self._handle()
+        return self._vocab.bos
+
+    @property
+    def eos(self) -> int | None:
+        """The token that ends a text, None if the vocabulary has none."""
+        self._handle()
+        return self._vocab.eos
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends the generation."""
+        self._handle()
+        return self._vocab.is_eog(token)
+
+    def tokenize(
+        self, text: str | bytes, add_special: bool = True, parse_special: bool = True
+    ) -> npt.NDArray[np.int32]:
+        """Tokens of the text, int32 [n].
+
+        add_special:   add the tokens that the model expects at the ends (bos, eos).
+        parse_special: read special tokens in the text, rather than their letters.
+        """
+        self._handle()
+        return self._vocab.tokenize(text, add_special, parse_special)
+
+    def detokenize(self, tokens: Iterable[int], remove_special: bool = False, unparse_special: bool = True) -> str:
+        """The text of the tokens. Bytes that are not UTF-8 become U+FFFD."""
+        self._handle()
+        return self._vocab.detokenize(tokens, remove_special, unparse_special)
+
+    def token_to_piece(self, token: int) -> bytes:
+        """The bytes of one token; they can be a part of a character."""
+        self._handle()
+        return self._vocab.token_to_piece(token)
+
+    def _check_tokens(self, tokens: Iterable[int]) -> npt.NDArray[np.int32]:
+        self._handle()
+        return self._vocab.check_tokens(tokens)
+
+    # contexts
+
+    def context(self, **options: Any) -> Context:
+        """A Context of this model; see there for the options."""
+        from .context import Context
+
+        return Context(self, **options)
+
+    def close(self) -> None:
+        """Free the model and all of its contexts. Closing twice is fine. LlamaError if one is in use by another thread."""
+        if self._model is None:
+            return
+        for context in list(self._contexts):
+            context.close()
+        model, self._model = self._model, None
+        lib.llama_model_free(model)
+
+    def __enter__(self) -> Model:
+        self._handle()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None) is not None:
+            with contextlib.suppress(LlamaError):
+                self.close()
+
+    def __repr__(self) -> str:
+        return f"<llamackpt.Model {self.path.name!r}{' (closed)' if self._model is None else ''}>"
+
+
+def _check_file(path: Path) -> None:
+    """What llama.cpp does not say clearly."""
+    if "\0" in str(path):
+        raise ModelLoadError("the path of a model cannot contain a NUL")
+    if path.is_dir():
+        raise ModelLoadError(f"{path}: is a directory, not a GGUF file")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as err:
+        raise ModelLoadError(f"{path}: {err.strerror}") from err
+    if magic != b"GGUF":
+        raise ModelLoadError(f"{path}: not a GGUF file (it begins with {magic!r})")
+
+
+def _text(call: Callable[[Any, int, Any, int], int], model: object, i: int) -> str:
+    size = 256
+    while True:
+        buffer = ffi.new("char[]", size)
+        n = call(model, i, buffer, size)
+        if n < size:
+            return str(ffi.string(buffer).decode("utf-8", "replace"))
+        size = n + 1
