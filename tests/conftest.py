@@ -1,0 +1,41 @@
+"""Models for the tests: the shipped one, and one of each architecture, written by upstream's own generator."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llamackpt
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[llamackpt.Model]:
+    with llamackpt.Model(llamackpt.default_model()) as shipped:
+        yield shipped
+
+
+@pytest.fixture
+def ctx(model: llamackpt.Model) -> Iterator[llamackpt.Context]:
+    with model.context(n_ctx=512, n_seq_max=3, checkpoints=2) as context:
+        yield context
+
+
+def generator() -> Path:
+    """test-llama-archs of the newest build."""
+    found = sorted(ROOT.glob("build/*/bin/test-llama-archs"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError("test-llama-archs is not built; run ./build.sh")
+    return found[-1]
+
+
+@pytest.fixture(scope="session")
+def archs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny random GGUF of each architecture."""
+    directory = tmp_path_factory.mktemp("archs")
+    subprocess.run([str(generator()), "-o", str(directory)], check=True, capture_output=True, timeout=300)
+    return directory

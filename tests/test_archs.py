@@ -1,0 +1,123 @@
+"""Every architecture that llama.cpp can make a test model of, and RWKV: a restore gives the very same logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rwkv_gguf import write_rwkv6, write_rwkv7
+
+import llamackpt
+
+# diffusion models attend in both directions and keep nothing
+WITHOUT_MEMORY = {"dream-dense", "llada-dense", "llada-moe-moe", "rnd1-moe"}
+
+N_CTX, N_SEQ = 256, 4
+
+
+@pytest.fixture(scope="module")
+def every_arch(archs: Path) -> dict[str, Path]:
+    found = {path.stem: path for path in sorted(archs.glob("*.gguf"))}
+    found["rwkv6"] = write_rwkv6(archs / "rwkv6.gguf")
+    found["rwkv7"] = write_rwkv7(archs / "rwkv7.gguf")
+    return found
+
+
+def open_context(model: llamackpt.Model, checkpoints: int, unified: bool) -> llamackpt.Context:
+    return model.context(
+        n_ctx=N_CTX, n_batch=64, n_ubatch=32, n_seq_max=N_SEQ, checkpoints=checkpoints, kv_unified=unified, n_threads=1
+    )
+
+
+def text(model: llamackpt.Model, n: int, salt: int) -> np.ndarray:
+    return np.random.default_rng(salt).integers(0, model.n_vocab, n)
+
+
+def step(ctx: llamackpt.Context, seq_ids: list[int], salt: int) -> np.ndarray:
+    """Two tokens for each of the sequences, in one batch."""
+    batch = llamackpt.Batch()
+    for seq_id in seq_ids:
+        for i, token in enumerate(text(ctx.model, 2, salt + 100 * seq_id)):
+            batch.add(int(token), ctx.pos_max(seq_id) + 1 + i, seq_id, logits=True)
+    return ctx.decode_batch(batch)
+
+
+def check(model: llamackpt.Model, checkpoints: int, unified: bool) -> set[str]:
+    tiers = set()
+    with open_context(model, checkpoints, unified) as ctx, open_context(model, 0, unified) as plain:
+        for seq_id in range(N_SEQ):
+            for context in (ctx, plain):
+                context.decode(text(model, 5 + seq_id, seq_id), seq_id, logits=None)
+        for round_ in range(3):
+            # drafts of two sequences are rejected, then all go on together
+            for seq_id in (round_ % N_SEQ, (round_ + 2) % N_SEQ):
+                with ctx.checkpoint(seq_id) as ck:
+                    tiers.add(ck.tier)
+                    ctx.decode(text(model, 3, 1000 + round_), seq_id, logits=None)
+                    ck.restore()
+            assert np.array_equal(step(ctx, [0, 1, 2, 3], round_), step(plain, [0, 1, 2, 3], round_))
+    return tiers
+
+
+def check_fork(model: llamackpt.Model, checkpoints: int, unified: bool) -> None:
+    """A full checkpoint into another sequence, after its own is gone, beside a context that had it there from the start."""
+    prompt, more = text(model, 6, 1), text(model, 2, 2)
+    with open_context(model, checkpoints, unified) as ctx, open_context(model, 0, unified) as plain:
+        ctx.decode(prompt, 0, logits=None)
+        with ctx.checkpoint(0, full=True) as ck:
+            ctx.decode(text(model, 2, 77), 0, logits=None)
+            ctx.seq_rm(0)
+            ck.restore(1)
+            assert (ctx.pos_max(0), ctx.pos_max(1)) == (-1, 5)
+            forked = ctx.decode(more, 1)
+        plain.decode(prompt, 1, logits=None)
+        assert np.array_equal(forked, plain.decode(more, 1))
+
+
+def test_every_architecture_is_exact(every_arch: dict[str, Path]) -> None:
+    assert len(every_arch) > 100
+    wrong = []
+    for name, path in every_arch.items():
+        with llamackpt.Model(path) as model:
+            if model.has_encoder:
+                continue
+            if name in WITHOUT_MEMORY:
+                with model.context(n_ctx=N_CTX) as ctx, pytest.raises(llamackpt.UnsupportedError):
+                    ctx.checkpoint()
+                continue
+            stateful = model.is_recurrent or model.is_hybrid
+            for checkpoints, unified in ((4, True), (0, False)):
+                try:
+                    tiers = check(model, checkpoints, unified)
+                    check_fork(model, checkpoints, unified)
+                except AssertionError as err:
+                    wrong.append((name, checkpoints, unified, str(err).splitlines()[0]))
+                    continue
+                if stateful:
+                    assert ("shared" in tiers) == (checkpoints > 0) or "host" in tiers, (name, tiers)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", ["rwkv6", "rwkv7", "mamba-dense", "mamba2-dense"])
+def test_a_recurrent_checkpoint_needs_no_tokens_and_is_never_stale(every_arch: dict[str, Path], name: str) -> None:
+    with llamackpt.Model(every_arch[name]) as model, open_context(model, 4, True) as ctx:
+        assert model.is_recurrent
+        ctx.decode(text(model, 6, 1))
+        ck = ctx.checkpoint()
+        first = ctx.decode(text(model, 2, 2))
+        ctx.seq_rm(0)
+        ctx.decode(text(model, 9, 3))
+        assert ck.tier == "shared"
+        assert ck.valid
+        ck.restore()
+        assert np.array_equal(ctx.decode(text(model, 2, 2)), first)
+
+
+@pytest.mark.parametrize("name", ["rwkv6", "rwkv7"])
+def test_the_state_of_the_written_models_matters(every_arch: dict[str, Path], name: str) -> None:
+    with llamackpt.Model(every_arch[name]) as model, open_context(model, 0, True) as ctx:
+        a = ctx.decode([1, 2, 3, 4, 5], 0)
+        b = ctx.decode([9, 2, 3, 4, 5], 1)
+        assert np.isfinite(a).all()
+        assert not np.allclose(a, b)

@@ -1,0 +1,292 @@
+"""Checkpoints as a user takes them: they bring the very same logits back, or say why not."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+import llamackpt
+from llamackpt import CheckpointError, ClosedError, StaleCheckpointError
+from llamackpt._ffi import ffi, lib
+
+PROMPT = "import os\n\n\ndef walk(top):\n    "
+DRAFT = "raise NotImplementedError(top)\n"
+
+
+def start(ctx: llamackpt.Context, seq_id: int = 0) -> int:
+    tokens = ctx.model.tokenize(PROMPT)
+    ctx.decode(tokens, seq_id, logits=None)
+    return len(tokens)
+
+
+def reference(model: llamackpt.Model, *texts: str) -> np.ndarray:
+    """The logits after the texts, one batch each, in a context that never took a checkpoint."""
+    with model.context(n_ctx=512, n_seq_max=3) as fresh:
+        for text in texts:
+            logits = fresh.decode(model.tokenize(text))
+        return logits
+
+
+@pytest.mark.parametrize("tier", ["auto", "device", "host"])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_rejected_draft_leaves_no_trace(model: llamackpt.Model, tier: str, full: bool) -> None:
+    expected = reference(model, PROMPT, "for name")
+    with model.context(n_ctx=512, n_seq_max=3, checkpoints=2) as ctx:
+        n = start(ctx)
+        with ctx.checkpoint(full=full, tier=tier) as ck:
+            for _ in range(3):
+                ctx.decode(model.tokenize(DRAFT))
+                ck.restore()
+                assert ctx.pos_max() == n - 1
+        assert np.array_equal(ctx.decode(model.tokenize("for name")), expected)
+
+
+def test_a_shared_checkpoint_copies_nothing(ctx: llamackpt.Context) -> None:
+    start(ctx)
+    with ctx.checkpoint() as ck:
+        ctx.decode(ctx.model.tokenize(DRAFT))
+        ck.restore()
+        assert ck.tier == "shared"
+    perf = ctx.checkpoint_perf()
+    assert perf.size_copied_device == perf.size_copied_host == 0
+    assert (perf.n_save, perf.n_restore, perf.n_delete, perf.n_seq_rm) == (1, 1, 1, 1)
+
+
+def test_without_a_spare_cell_the_state_is_copied_and_says_so(model: llamackpt.Model) -> None:
+    with model.context(n_ctx=256) as ctx:
+        start(ctx)
+        assert ctx.checkpoint().tier == "device"
+        assert ctx.checkpoint(tier="host").nbytes_host > 0
+        ctx.reserve(1)
+        assert ctx.checkpoint().tier == "shared"
+
+
+def test_any_number_of_checkpoints_of_one_sequence(model: llamackpt.Model) -> None:
+    words = ["def ", "f", "(", "a", ", ", "b", "):\n"]
+    with model.context(n_ctx=256, checkpoints=2) as ctx:
+        taken = []
+        for word in words:
+            ctx.decode(model.tokenize(word))
+            taken.append(ctx.checkpoint())
+        assert {ck.tier for ck in taken} == {"shared", "device"}
+        for i in reversed(range(len(words))):
+            taken[i].restore()
+            assert np.array_equal(ctx.decode(model.tokenize("x")), reference(model, *words[: i + 1], "x"))
+
+
+def test_a_full_checkpoint_is_a_fork_that_outlives_its_sequence(ctx: llamackpt.Context) -> None:
+    start(ctx)
+    ck = ctx.checkpoint(full=True)
+    ctx.seq_rm(0)
+    assert ctx.pos_max(0) == -1
+    for seq_id in (1, 2):
+        ck.restore(seq_id)
+    expected = reference(ctx.model, PROMPT, "for name")
+    assert np.array_equal(ctx.decode(ctx.model.tokenize("for name"), 1), expected)
+    assert ctx.pos_max(2) == ck.pos
+
+
+def test_the_other_sequences_do_not_notice(model: llamackpt.Model) -> None:
+    def run(with_checkpoints: bool) -> list[np.ndarray]:
+        out = []
+        with model.context(n_ctx=512, n_seq_max=3, checkpoints=2) as ctx:
+            for seq_id in range(3):
+                ctx.decode(model.tokenize(PROMPT), seq_id)
+            for step in range(6):
+                if with_checkpoints:
+                    with ctx.checkpoint(step % 3) as ck:
+                        ctx.decode(model.tokenize(DRAFT), step % 3)
+                        ck.restore()
+                batch = llamackpt.Batch()
+                for seq_id in range(3):
+                    batch.add(100 + step + seq_id, ctx.pos_max(seq_id) + 1, seq_id, logits=True)
+                out.append(ctx.decode_batch(batch))
+        return out
+
+    for plain, interrupted in zip(run(False), run(True), strict=True):
+        assert np.array_equal(plain, interrupted)
+
+
+def test_a_checkpoint_of_an_empty_sequence_empties_it(ctx: llamackpt.Context) -> None:
+    ck = ctx.checkpoint(1)
+    start(ctx, 1)
+    ck.restore()
+    assert (ck.pos, ctx.pos_max(1)) == (-1, -1)
+
+
+def test_a_stale_checkpoint_is_refused_and_changes_nothing(ctx: llamackpt.Context) -> None:
+    start(ctx)
+    early = ctx.checkpoint()
+    ctx.decode(ctx.model.tokenize("for"))
+    late = ctx.checkpoint()
+    early.restore()
+    assert (early.valid, late.valid) == (True, False)
+    before = ctx.pos_max()
+    with pytest.raises(StaleCheckpointError, match="full=True") as caught:
+        late.restore()
+    assert caught.value.code == lib.LLAMA_CHECKPOINT_STALE
+    assert ctx.pos_max() == before
+    assert late.nbytes == 0
+
+
+def test_a_rollback_checkpoint_stays_in_its_sequence(ctx: llamackpt.Context) -> None:
+    start(ctx)
+    with pytest.raises(CheckpointError, match="take a full one"):
+        ctx.checkpoint().restore(1)
+
+
+def test_clear_deletes_checkpoints(ctx: llamackpt.Context) -> None:
+    start(ctx)
+    ck = ctx.checkpoint()
+    ctx.clear()
+    assert not ck.valid
+    with pytest.raises(ClosedError, match="clear"):
+        ck.restore()
+    ck.delete()
+
+
+def test_after_delete_and_after_close_there_is_an_error_and_no_crash(model: llamackpt.Model) -> None:
+    ctx = model.context(n_ctx=256, checkpoints=1)
+    start(ctx)
+    deleted, open_one = ctx.checkpoint(), ctx.checkpoint()
+    deleted.delete()
+    deleted.delete()
+    with pytest.raises(ClosedError):
+        deleted.restore()
+    with pytest.raises(ClosedError), deleted:
+        pass
+    ctx.close()
+    ctx.close()
+    assert not open_one.valid
+    with pytest.raises(ClosedError):
+        open_one.restore()
+    open_one.delete()
+
+
+def test_an_exception_in_a_with_deletes_the_checkpoint(ctx: llamackpt.Context) -> None:
+    start(ctx)
+    with pytest.raises(RuntimeError, match="mine"), ctx.checkpoint() as ck:
+        raise RuntimeError("mine")
+    assert not ck.valid
+    assert ctx.checkpoint_perf().n_delete == 1
+
+
+def test_a_forgotten_checkpoint_gives_its_cell_back(model: llamackpt.Model) -> None:
+    with model.context(n_ctx=256, checkpoints=1) as ctx:
+        start(ctx)
+        for _ in range(20):
+            assert ctx.checkpoint().tier == "shared"
+            ctx.decode([5])
+            gc.collect()
+
+
+def test_a_checkpoint_collected_in_another_thread_is_deleted(ctx: llamackpt.Context) -> None:
+    start(ctx)
+    held = [ctx.checkpoint()]
+    thread = threading.Thread(target=held.clear)
+    thread.start()
+    thread.join()
+    ctx.pos_max()
+    assert ctx.checkpoint_perf().n_delete == 1
+
+
+@pytest.mark.parametrize("seq_id", [-1, 3, 255, 256, 2**31 - 1])
+def test_a_sequence_out_of_range_is_named(ctx: llamackpt.Context, seq_id: int) -> None:
+    start(ctx)
+    ck = ctx.checkpoint(full=True)
+    with pytest.raises(ValueError, match="out of range"):
+        ctx.checkpoint(seq_id)
+    with pytest.raises(ValueError, match="out of range"):
+        ck.restore(seq_id)
+
+
+def test_an_unknown_tier_is_named(ctx: llamackpt.Context) -> None:
+    with pytest.raises(ValueError, match="auto, device, host"):
+        ctx.checkpoint(tier="disk")  # type: ignore[arg-type]
+
+
+def test_ids_are_never_reused(ctx: llamackpt.Context, model: llamackpt.Model) -> None:
+    start(ctx)
+    with model.context(n_ctx=256) as other:
+        ids = [context.checkpoint().id for context in (ctx, other, ctx, other)]
+        assert ids == sorted(set(ids))
+        foreign = ctx.checkpoint()
+        memory = lib.llama_get_memory(other._gate.ctx)
+        assert lib.llama_memory_checkpoint_restore(memory, 0, foreign.id) == lib.LLAMA_CHECKPOINT_INVALID
+        assert lib.llama_memory_checkpoint_delete(memory, foreign.id) == lib.LLAMA_CHECKPOINT_INVALID
+        assert foreign.valid
+
+
+def test_the_c_api_takes_null_and_nonsense(ctx: llamackpt.Context) -> None:
+    info = ffi.new("struct llama_checkpoint_info *")
+    perf = ffi.new("struct llama_checkpoint_perf *")
+    bad = lib.LLAMA_CHECKPOINT_INVALID
+    assert not lib.llama_memory_checkpoint_supported(ffi.NULL)
+    assert lib.llama_memory_checkpoint_reserve(ffi.NULL, 1) == bad
+    assert lib.llama_memory_checkpoint_save(ffi.NULL, 0, 0) == bad
+    assert lib.llama_memory_checkpoint_restore(ffi.NULL, 0, 0) == bad
+    assert lib.llama_memory_checkpoint_delete(ffi.NULL, 0) == bad
+    assert lib.llama_memory_checkpoint_get_info(ffi.NULL, 0, info) == bad
+    lib.llama_memory_checkpoint_get_perf(ffi.NULL, perf)
+    assert perf.n_save == 0
+    memory = lib.llama_get_memory(ctx._gate.ctx)
+    lib.llama_memory_checkpoint_get_perf(memory, ffi.NULL)
+    start(ctx)
+    ident = lib.llama_memory_checkpoint_save(memory, 0, 0)
+    assert lib.llama_memory_checkpoint_get_info(memory, ident, ffi.NULL) == bad
+    for flags in (8, 2**31, lib.LLAMA_CHECKPOINT_DEVICE | lib.LLAMA_CHECKPOINT_HOST):
+        assert lib.llama_memory_checkpoint_save(memory, 0, flags) == bad
+    for wrong in (-1, -(2**63), 2**62):
+        assert lib.llama_memory_checkpoint_restore(memory, 0, wrong) == bad
+        assert lib.llama_memory_checkpoint_delete(memory, wrong) == bad
+
+
+def test_more_spare_cells_than_memory_is_refused_and_changes_nothing(ctx: llamackpt.Context) -> None:
+    n = start(ctx)
+    ck = ctx.checkpoint()
+    with pytest.raises(llamackpt.CheckpointMemoryError):
+        ctx.reserve(2**31 - 1)
+    ctx.decode(ctx.model.tokenize("for"))
+    ck.restore()
+    assert ctx.pos_max() == n - 1
+
+
+def test_reserve_grows_and_shrinks_around_live_states(model: llamackpt.Model) -> None:
+    expected = reference(model, PROMPT, "for name")
+    with model.context(n_ctx=512, n_seq_max=3) as ctx:
+        start(ctx)
+        ck = ctx.checkpoint(full=True)
+        for n in (3, 9, 1, 0, 4):
+            ctx.reserve(n)
+            ctx.decode(model.tokenize(DRAFT))
+            ck.restore()
+        assert np.array_equal(ctx.decode(model.tokenize("for name")), expected)
+
+
+def test_llama_cpp_own_rollback_planes_live_beside_checkpoints(model: llamackpt.Model) -> None:
+    expected = reference(model, PROMPT, "for name")
+    with model.context(n_ctx=512, n_seq_max=3, n_rs_seq=4, checkpoints=2) as ctx:
+        n = start(ctx)
+        ctx.decode([7, 8, 9])
+        ctx.seq_rm(0, n + 1)
+        ck = ctx.checkpoint()
+        assert ck.pos == n
+        ctx.decode([11])
+        ck.restore()
+        ctx.decode([11])
+        first = ctx.checkpoint()
+        first.restore()
+        assert ctx.pos_max() == n + 1
+        ctx.seq_rm(0)
+        ctx.decode(model.tokenize(PROMPT))
+        assert ctx.decode(model.tokenize("for name")).shape == expected.shape
+
+
+def test_serialising_state_into_a_sequence_makes_its_checkpoints_stale(ctx: llamackpt.Context) -> None:
+    start(ctx)
+    ck, state = ctx.checkpoint(), ctx.state_get()
+    ctx.state_set(0, state)
+    assert not ck.valid

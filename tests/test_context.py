@@ -1,0 +1,229 @@
+"""Decoding and the memory: what goes in, what comes out, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llamackpt
+from llamackpt import ContextFullError, LlamaError, UnsupportedError
+
+
+def test_logits_have_a_row_for_each_wanted_token(ctx: llamackpt.Context) -> None:
+    tokens = [10, 11, 12]
+    every = ctx.decode(tokens, 0, logits="all")
+    assert every.shape == (3, ctx.model.n_vocab)
+    assert every.dtype == np.float32
+    last = ctx.decode(tokens, 1)
+    some = ctx.decode(tokens, 2, logits=[True, False, True])
+    assert np.allclose(last, every[-1:], atol=1e-3)
+    assert np.allclose(some, every[[0, 2]], atol=1e-3)
+    ctx.clear()
+    assert ctx.decode(tokens, logits=None).shape == (0, ctx.model.n_vocab)
+
+
+def test_tokens_can_be_any_integers(ctx: llamackpt.Context) -> None:
+    for i, tokens in enumerate([7, [7], (7,), np.array([7]), np.array([7], dtype=np.uint16), iter([7])]):
+        ctx.decode(tokens)
+        assert ctx.pos_max() == i
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error"),
+    [([], ValueError), ([-1], ValueError), ([1536], ValueError), ([1.5], TypeError), ([[1]], ValueError), (["a"], TypeError)],
+)
+def test_bad_tokens_are_refused(ctx: llamackpt.Context, tokens: list[object], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        ctx.decode(tokens)  # type: ignore[arg-type]
+    assert ctx.pos_max() == -1
+
+
+def test_a_long_input_is_split_and_comes_out_the_same(model: llamackpt.Model) -> None:
+    tokens = model.tokenize("import sys\n" * 30)
+    with model.context(n_ctx=1024, n_batch=32, n_ubatch=32) as split, model.context(n_ctx=1024, n_ubatch=32) as whole:
+        a, b = split.decode(tokens, logits="all"), whole.decode(tokens, logits="all")
+        assert a.shape == b.shape == (len(tokens), model.n_vocab)
+        assert np.allclose(a, b, atol=1e-2)
+
+
+def test_a_full_context_says_so_and_stays_as_it_was(model: llamackpt.Model) -> None:
+    for n_batch in (2048, 64):
+        with model.context(n_ctx=256, n_batch=n_batch) as ctx:
+            ctx.decode(np.arange(100), logits=None)
+            with pytest.raises(ContextFullError):
+                ctx.decode(np.arange(200))
+            assert ctx.pos_max() == 99
+            assert ctx.decode([5]).shape == (1, model.n_vocab)
+
+
+def test_a_view_is_overwritten_and_a_copy_is_not(ctx: llamackpt.Context) -> None:
+    kept = ctx.decode([1, 2, 3])
+    view = ctx.decode([4], copy=False)
+    saved = view.copy()
+    ctx.decode([900], copy=False)
+    assert not np.array_equal(view, saved)
+    assert np.isfinite(kept).all()
+
+
+def test_several_sequences_in_one_batch(ctx: llamackpt.Context) -> None:
+    batch = llamackpt.Batch()
+    for pos, token in enumerate([3, 4, 5]):
+        batch.add(token, pos, (0, 1, 2), logits=pos == 2)
+    assert ctx.decode_batch(batch).shape == (1, ctx.model.n_vocab)
+    assert [ctx.pos_max(s) for s in range(3)] == [2, 2, 2]
+    batch.clear()
+    for seq_id in range(3):
+        batch.add(10 + seq_id, 3, seq_id, logits=True)
+    rows = ctx.decode_batch(batch)
+    assert rows.shape == (3, ctx.model.n_vocab)
+    assert not np.array_equal(rows[0], rows[1])
+
+
+def test_bad_batches_are_refused(ctx: llamackpt.Context) -> None:
+    def batch(*entries: tuple[int, int, object]) -> llamackpt.Batch:
+        made = llamackpt.Batch()
+        for token, pos, seq_id in entries:
+            made.add(token, pos, seq_id)  # type: ignore[arg-type]
+        return made
+
+    for bad in (batch(), batch((1, 0, 3)), batch((1, -1, 0)), batch((1, 0, (0, 0))), batch((9999, 0, 0)), batch((1, 0, -1))):
+        with pytest.raises(ValueError, match=r".+"):
+            ctx.decode_batch(bad)
+    ctx.decode([1, 2, 3])
+    for gap in (batch((1, 1, 0)), batch((1, 3, 0), (1, 5, 0)), batch((1, 7, 0))):
+        with pytest.raises(ValueError, match="follow"):
+            ctx.decode_batch(gap)
+    for pos in (0, 2, 4, 100):
+        with pytest.raises(ValueError, match="follow"):
+            ctx.decode([5], pos=pos)
+    assert ctx.pos_max() == 2
+
+
+def test_sequences_are_copied_kept_and_removed(ctx: llamackpt.Context) -> None:
+    ctx.decode([1, 2, 3], 0)
+    ctx.seq_cp(0, 1)
+    assert [ctx.pos_max(s) for s in range(3)] == [2, 2, -1]
+    ctx.seq_keep(1)
+    assert [ctx.pos_max(s) for s in range(3)] == [-1, 2, -1]
+    ctx.seq_rm(1)
+    assert ctx.pos_max(1) == -1
+    assert ctx.pos_min(1) == -1
+
+
+def test_a_part_of_a_recurrent_sequence_cannot_be_removed(ctx: llamackpt.Context) -> None:
+    ctx.decode([1, 2, 3])
+    with pytest.raises(UnsupportedError, match="checkpoint"):
+        ctx.seq_rm(0, 2)
+    assert ctx.pos_max() == 2
+
+
+def test_what_would_abort_llama_cpp_is_refused(model: llamackpt.Model, archs: Path) -> None:
+    with model.context(n_ctx=256, n_seq_max=2, kv_unified=False) as ctx:
+        ctx.decode([1, 2, 3])
+        with pytest.raises(UnsupportedError, match="whole sequences"):
+            ctx.seq_cp(0, 1, 1, 2)
+        with pytest.raises(UnsupportedError, match="shift"):
+            ctx.seq_add(0, 0, -1, 5)
+        with pytest.raises(UnsupportedError, match="shift"):
+            ctx.seq_div(0, 0, -1, 2)
+        with pytest.raises(ValueError, match="d is 1"):
+            ctx.seq_div(0, 0, -1, 0)
+    with llamackpt.Model(archs / "llama-dense.gguf") as llama, llama.context(n_ctx=256) as ctx:
+        ctx.decode([1, 2, 3])
+        ck = ctx.checkpoint()
+        ctx.seq_add(0, 0, -1, 5)
+        assert ctx.pos_max() == 7
+        assert not ck.valid
+        ctx.seq_div(0, 0, -1, 2)
+        ctx.decode([4])
+
+
+def test_options_out_of_range_are_named(model: llamackpt.Model) -> None:
+    for bad in ({"n_ctx": -1}, {"n_seq_max": 0}, {"n_seq_max": 257}, {"n_batch": 0}, {"n_threads": 0}, {"type_k": "f8"}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            model.context(**bad)
+
+
+def test_a_model_without_memory_decodes_and_has_no_checkpoints(archs: Path) -> None:
+    with llamackpt.Model(archs / "dream-dense.gguf") as dream, dream.context(n_ctx=256, checkpoints=2) as ctx:
+        assert not ctx.supports_checkpoints
+        with pytest.raises(UnsupportedError, match="no memory"):
+            ctx.checkpoint()
+        with pytest.raises(UnsupportedError, match="no memory"):
+            ctx.pos_max()
+
+
+def test_state_goes_out_and_in_and_garbage_does_not(ctx: llamackpt.Context) -> None:
+    ctx.decode([1, 2, 3])
+    state = ctx.state_get()
+    a = ctx.decode([4])
+    ctx.state_set(1, state)
+    assert np.allclose(ctx.decode([4], 1), a, atol=1e-3)
+    for bad in (b"", b"x", b"\xff" * 100, state[: len(state) // 2]):
+        with pytest.raises(LlamaError):
+            ctx.state_set(2, bad)
+        ctx.seq_rm(2)
+    assert ctx.pos_max(0) == 3
+
+
+def test_a_second_thread_is_turned_away(model: llamackpt.Model) -> None:
+    with model.context(n_ctx=2048, n_threads=1) as ctx:
+        failed = threading.Event()
+        thread = threading.Thread(target=lambda: ctx.decode(np.arange(1500)))
+        thread.start()
+        time.sleep(0.05)  # so that it is the first to enter
+        deadline = time.monotonic() + 30
+        while thread.is_alive() and time.monotonic() < deadline and not failed.is_set():
+            try:
+                ctx.pos_max()
+            except LlamaError as err:
+                assert "another thread" in str(err)
+                failed.set()
+        thread.join()
+        assert failed.is_set()
+        assert ctx.pos_max() == 1499
+
+
+INTERRUPTED = """
+import sys, numpy as np, llamackpt
+model = llamackpt.Model(llamackpt.default_model())
+ctx = model.context(n_ctx=65536, n_batch=16384, n_ubatch=16384, n_threads=1, checkpoints=2)
+ctx.decode([1, 2, 3])
+ck = ctx.checkpoint()
+print("ready", flush=True)
+try:
+    while True:
+        ctx.decode(np.arange(16000) % 1500)
+except KeyboardInterrupt:
+    pass
+else:
+    sys.exit(1)
+try:
+    ctx.decode([4])
+except llamackpt.DecodeError as err:
+    assert "interrupted" in str(err)
+ck.restore()
+again = ctx.decode([4])
+fresh = model.context(n_ctx=65536, n_batch=16384, n_ubatch=16384, n_threads=1)
+fresh.decode([1, 2, 3])
+assert np.array_equal(again, fresh.decode([4]))
+print("restored", flush=True)
+"""
+
+
+def test_ctrl_c_stops_a_decode_and_a_checkpoint_brings_the_sequence_back() -> None:
+    child = subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(1)
+    os.kill(child.pid, signal.SIGINT)
+    out, _ = child.communicate(timeout=120)
+    assert (child.returncode, out) == (0, "restored\n")

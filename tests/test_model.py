@@ -1,0 +1,130 @@
+"""Loading, vocabulary and metadata; and files that are not models."""
+
+from __future__ import annotations
+
+import gc
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llamackpt
+from llamackpt import ClosedError, LlamaError, ModelLoadError
+
+
+def test_the_file_says_what_it_is(model: llamackpt.Model) -> None:
+    assert model.metadata["general.architecture"] == "qwen35"
+    assert (model.is_hybrid, model.is_recurrent, model.has_encoder) == (True, False, False)
+    assert (model.n_vocab, model.n_layer, model.n_embd) == (1536, 8, 192)
+    assert model.n_params == 3656368
+    assert 0 < model.size < 4 * 2**20
+    assert "qwen35" in model.desc
+    assert model.n_ctx_train >= 2048
+
+
+@pytest.mark.parametrize("text", ["", "def f(x):\n    return x\n", "é ∑ 你好 \U0001f600", "\x00\x01", "a" * 5000])
+def test_text_survives_the_tokenizer(model: llamackpt.Model, text: str) -> None:
+    tokens = model.tokenize(text)
+    assert tokens.dtype == np.int32
+    assert model.detokenize(tokens) == text
+    assert b"".join(model.token_to_piece(int(t)) for t in tokens) == text.encode()
+
+
+def test_tokens_out_of_range_are_named(model: llamackpt.Model) -> None:
+    for bad in (-1, model.n_vocab, 2**31):
+        with pytest.raises(ValueError, match="not in the vocabulary"):
+            model.detokenize([bad])
+        with pytest.raises(ValueError, match="not in the vocabulary"):
+            model.token_to_piece(bad)
+    with pytest.raises(TypeError, match="integers"):
+        model.detokenize([0.5])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="one-dimensional"):
+        model.detokenize(np.zeros((2, 2), dtype=np.int32))
+
+
+def test_end_of_generation(model: llamackpt.Model) -> None:
+    assert model.eos is not None
+    assert model.is_eog(model.eos)
+    assert not model.is_eog(100)
+
+
+def test_progress_is_reported_and_can_cancel() -> None:
+    seen: list[float] = []
+    llamackpt.Model(llamackpt.default_model(), progress=seen.append).close()
+    assert seen[-1] == 1.0
+    assert seen == sorted(seen)
+    with pytest.raises(ModelLoadError, match="cancelled"):
+        llamackpt.Model(llamackpt.default_model(), progress=lambda _: False)
+
+    def fail(_: float) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        llamackpt.Model(llamackpt.default_model(), progress=fail)
+
+
+def test_a_vocabulary_alone_has_no_contexts() -> None:
+    with llamackpt.Model(llamackpt.default_model(), vocab_only=True) as model:
+        assert len(model.tokenize("def")) > 0
+        with pytest.raises(LlamaError, match="vocab_only"):
+            model.context()
+
+
+def test_closing_a_model_closes_its_contexts() -> None:
+    model = llamackpt.Model(llamackpt.default_model())
+    ctx = model.context(n_ctx=256)
+    ck = ctx.checkpoint()
+    model.close()
+    model.close()
+    assert ctx.closed
+    for use in (lambda: model.tokenize("x"), lambda: model.desc, model.context, ctx.pos_max, ck.restore):
+        with pytest.raises(ClosedError):
+            use()
+
+
+def test_objects_can_go_in_any_order() -> None:
+    for _ in range(3):
+        model = llamackpt.Model(llamackpt.default_model())
+        ctx = model.context(n_ctx=256, checkpoints=1)
+        ck = ctx.checkpoint()
+        cycle = [model, ctx, ck]
+        cycle.append(cycle)
+        del model, ctx, ck, cycle
+        gc.collect()
+
+
+def test_what_is_not_a_model_is_refused_with_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="No such file"):
+        llamackpt.Model(tmp_path / "missing.gguf")
+    with pytest.raises(ModelLoadError, match="directory"):
+        llamackpt.Model(tmp_path)
+    for name, content in {"empty": b"", "text": b"hello, world", "magic": b"GGUF", "version": b"GGUF" + b"\xff" * 64}.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(ModelLoadError):
+            llamackpt.Model(path)
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = llamackpt.default_model().read_bytes()
+    path = tmp_path / "cut.gguf"
+    for i in range(20):
+        path.write_bytes(whole[: len(whole) * i // 20])
+        with pytest.raises(ModelLoadError):
+            llamackpt.Model(path)
+
+
+def test_flipped_bytes_in_the_header_never_crash(tmp_path: Path) -> None:
+    whole = llamackpt.default_model().read_bytes()
+    path = tmp_path / "flipped.gguf"
+    rng = random.Random(1)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(4):
+            damaged[rng.randrange(8, 3000)] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            llamackpt.Model(path).close()
+        except ModelLoadError as err:
+            assert str(err)
