@@ -1,6 +1,8 @@
 """What pyproject.toml cannot say: the cffi extension, and which libraries go into a wheel."""
 
+import os
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -19,6 +21,10 @@ class BuildPy(build_py):
 compiles = bool(COMPILES.intersection(sys.argv))
 if compiles and not (LIB / "BUILD.json").is_file():
     raise SystemExit("llamackpt: the native libraries are not built (no llamackpt/lib/BUILD.json): run ./build.sh first")
+
+if "CC" not in os.environ and "LDSHARED" not in os.environ:  # a Python of pyenv or conda adds its own folder to the rpath
+    linker = (sysconfig.get_config_var("LDSHARED") or "").split()
+    os.environ["LDSHARED"] = " ".join(word for word in linker if "-rpath" not in word)
 
 setup(
     cffi_modules=["llamackpt/_build.py:ffibuilder"] if compiles else [],

@@ -50,7 +50,7 @@ def check_status(status: int, what: str) -> int:
     """The status itself if it is not an error, otherwise the exception for it."""
     if status < 0:
         kind, reason = _ERRORS.get(status, (CheckpointError, f"status {status}"))
-        raise kind(f"{what}: {reason}", status, log.last_line())
+        raise kind(f"{what}: {reason}", status, log.reason())
     return status
 
 
@@ -144,7 +144,7 @@ class Checkpoint:
         target = self.seq_id if seq_id is None else seq_id
         with context._use() as handle:
             context._check_seq(target)
-            log.reset_last_line()
+            log.reset_reason()
             status = lib.llama_memory_checkpoint_restore(handle.memory, target, self._id)
             if status < 0:
                 self._refuse(status, target)

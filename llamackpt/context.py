@@ -111,10 +111,10 @@ class Context:
         params.abort_callback = ffi.addressof(lib, "llamackpt_abort_poll")
         params.abort_callback_data = self._poll.data
 
-        log.reset_last_line()
+        log.reset_reason()
         ctx = lib.llama_init_from_model(handle, params)
         if ctx == ffi.NULL:
-            raise LlamaError("llama.cpp cannot make a context of this model with these options", log=log.last_line())
+            raise LlamaError("llama.cpp cannot make a context of this model with these options", log=log.reason())
         self._gate = Gate(ctx, lib.llama_get_memory(ctx))
         model._contexts.add(self)
         self.n_ctx = int(lib.llama_n_ctx(ctx))
@@ -242,6 +242,7 @@ class Context:
             raise DecodeError("a decode of this sequence was interrupted; restore a checkpoint of it, or remove it")
         if self.model.has_encoder:
             raise UnsupportedError("llamackpt does not run models with an encoder")
+        log.reset_reason()
         status = lib.llama_decode(gate.ctx, scratch.batch)
         if status != 0:
             self._fail(gate, status, scratch.batch.n_tokens, seq_ids)
@@ -253,7 +254,7 @@ class Context:
             self._interrupted.update(seq_ids)
         if status == 2:
             raise self._poll.take() or KeyboardInterrupt()
-        raise DecodeError(f"llama.cpp cannot decode the batch of {n} tokens", status, log.last_line())
+        raise DecodeError(f"llama.cpp cannot decode the batch of {n} tokens", status, log.reason())
 
     def _logits(self, gate: Gate, scratch: Scratch, copy: bool) -> npt.NDArray[np.float32]:
         if scratch.n_out == 0:
@@ -261,7 +262,7 @@ class Context:
         # the rows come in the order of the batch; the call waits for the computation
         data = lib.llama_get_logits(gate.ctx)
         if data == ffi.NULL:
-            raise DecodeError("the model has no logits (is it an embedding model?)", log=log.last_line())
+            raise DecodeError("the model has no logits (is it an embedding model?)", log=log.reason())
         shape = (scratch.n_out, self._n_vocab)
         view = np.frombuffer(ffi.buffer(data, 4 * shape[0] * shape[1]), dtype=np.float32).reshape(shape)
         return view.copy() if copy else scratch.keep(view)
@@ -352,7 +353,7 @@ class Context:
             buffer = bytearray(size)
             n = lib.llama_state_seq_get_data_ext(gate.ctx, ffi.from_buffer("uint8_t[]", buffer), size, seq_id, flags)
             if n != size or size == 0:
-                raise LlamaError("llama.cpp cannot serialise the sequence", log=log.last_line())
+                raise LlamaError("llama.cpp cannot serialise the sequence", log=log.reason())
             return bytes(buffer)
 
     def state_set(self, seq_id: int, data: bytes, partial: bool = False) -> None:
@@ -361,10 +362,10 @@ class Context:
         with self._gate as gate:
             self._check_seq(seq_id)
             self._memory(gate)
-            log.reset_last_line()
+            log.reset_reason()
             n = lib.llama_state_seq_set_data_ext(gate.ctx, ffi.from_buffer("uint8_t[]", data), len(data), seq_id, flags)
             if n == 0:
-                raise LlamaError("the bytes are not a state of this model", log=log.last_line())
+                raise LlamaError("the bytes are not a state of this model", log=log.reason())
             self._interrupted.discard(seq_id)
 
     # checkpoints
@@ -384,10 +385,10 @@ class Context:
         with self._gate as gate:
             if gate.memory == ffi.NULL:
                 return
-            log.reset_last_line()
+            log.reset_reason()
             status = lib.llama_memory_checkpoint_reserve(gate.memory, n)
             if status == lib.LLAMA_CHECKPOINT_NO_MEMORY:
-                raise CheckpointMemoryError(f"no memory for {n} spare cells", status, log.last_line())
+                raise CheckpointMemoryError(f"no memory for {n} spare cells", status, log.reason())
             check_status(status, "reserve")
 
     def checkpoint(

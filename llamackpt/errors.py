@@ -19,7 +19,7 @@ class LlamaError(Exception):
     """Root of all errors of llamackpt.
 
     code: the status that llama.cpp returned, None if there was none.
-    log:  llama.cpp's own last warning or error, "" if it said nothing.
+    log:  what llama.cpp's own log gives as the reason, "" if it said nothing.
     """
 
     def __init__(self, message: str, code: int | None = None, log: str = "") -> None:

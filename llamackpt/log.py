@@ -1,7 +1,7 @@
 """llama.cpp's log, routed to logging.getLogger("llamackpt.llama"). Quiet unless the application sets up logging.
 
-It does not know which object a line belongs to: llama.cpp logs per process. The last warning or error of each thread is kept
-for the exceptions.
+It does not know which object a line belongs to: llama.cpp logs per process. Of each call the first error is kept for the
+exceptions (those after it only say that something failed), or the first warning if there was none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 
 from ._ffi import ffi, lib
 
-__all__ = ["last_line", "logger", "reset_last_line"]
+__all__ = ["logger", "reason", "reset_reason"]
 
 logger = logging.getLogger("llamackpt.llama")
 logging.getLogger("llamackpt").addHandler(logging.NullHandler())
@@ -22,11 +22,12 @@ _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERR
 
 
 class _Thread(threading.local):
-    """The line in the making of one thread, and its last warning or error."""
+    """The line in the making of one thread, and the one that says why something failed."""
 
     level = logging.INFO
     text = ""
-    last = ""
+    reason = ""
+    reason_level = logging.INFO
 
 
 _thread = _Thread()
@@ -43,19 +44,19 @@ def llamackpt_on_log(level: int, text: object) -> None:
     line, me.text = me.text.strip(), ""
     if not line:
         return
-    if me.level >= logging.WARNING:
-        me.last = line
+    if me.level > me.reason_level:
+        me.reason, me.reason_level = line, me.level
     logger.log(me.level, "%s", line)
 
 
-def reset_last_line() -> None:
-    """Forget the last warning or error of this thread."""
-    _thread.last = ""
+def reset_reason() -> None:
+    """Forget what this thread's calls have failed of; called before the next one."""
+    _thread.reason, _thread.reason_level = "", logging.INFO
 
 
-def last_line() -> str:
-    """llama.cpp's last warning or error in this thread since reset_last_line(), "" if there was none."""
-    return _thread.last
+def reason() -> str:
+    """What llama.cpp gave as a reason in this thread since reset_reason(), "" if it said nothing."""
+    return _thread.reason
 
 
 lib.llamackpt_log_enable()

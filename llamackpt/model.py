@@ -81,7 +81,7 @@ class Model:
         params.progress_callback = lib.llamackpt_on_progress
         params.progress_callback_user_data = handle
 
-        log.reset_last_line()
+        log.reset_reason()
         model = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if state.error is not None or (state.cancelled and model != ffi.NULL):
             if model != ffi.NULL:
@@ -92,7 +92,7 @@ class Model:
         if state.cancelled:
             raise ModelLoadError(f"{self.path}: loading was cancelled")
         if model == ffi.NULL:
-            raise ModelLoadError(f"{self.path}: llama.cpp cannot load this model", log=log.last_line())
+            raise ModelLoadError(f"{self.path}: llama.cpp cannot load this model", log=log.reason())
         self._model = model
         self._vocab = Vocab(lib.llama_model_get_vocab(model))
         self.n_vocab = self._vocab.n_tokens

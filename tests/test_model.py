@@ -115,6 +115,18 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
             llamackpt.Model(path)
 
 
+def test_a_vocabulary_with_a_duplicate_is_refused(model: llamackpt.Model, tmp_path: Path) -> None:
+    pieces = [model.token_to_piece(token) for token in range(model.n_vocab)]
+    first, second = [piece for piece in pieces if len(piece) == 5 and piece.isalpha()][:2]
+    stored = (5).to_bytes(8, "little") + first, (5).to_bytes(8, "little") + second
+    whole = llamackpt.default_model().read_bytes()
+    assert whole.count(stored[1]) == 1
+    path = tmp_path / "twice.gguf"
+    path.write_bytes(whole.replace(stored[1], stored[0]))
+    with pytest.raises(ModelLoadError, match="duplicate"):
+        llamackpt.Model(path)
+
+
 def test_flipped_bytes_in_the_header_never_crash(tmp_path: Path) -> None:
     whole = llamackpt.default_model().read_bytes()
     path = tmp_path / "flipped.gguf"

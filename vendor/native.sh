@@ -21,7 +21,7 @@ cmake_flags() { # BACKEND: one flag a line
     printf '%s\n' -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
         -DLLAMA_BUILD_TESTS=ON -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
         -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DGGML_RPC=ON \
-        "-DLLAMA_BUILD_COMMIT=$(lock_value commit)" -DLLAMA_BUILD_NUMBER=0 \
+        "-DLLAMA_BUILD_COMMIT=$(short_commit)" -DLLAMA_BUILD_NUMBER=0 \
         "-DCMAKE_INSTALL_RPATH=$origin;$origin/../lib" -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON
     case $1 in
         cpu)   printf '%s\n' -DGGML_NATIVE=ON -DGGML_METAL=OFF ;;
@@ -36,13 +36,13 @@ cmake_flags() { # BACKEND: one flag a line
 }
 
 build_native() { # BACKEND: build/BACKEND/bin
-    local dir=build/$1 flags test targets=$TARGETS log
+    local dir=build/$1 flags flag test targets=$TARGETS log built
     flags=$(cmake_flags "$1"; echo "$ROOT ${CC:-} ${CXX:-}")
     if [ "$(cat "$dir/.configured" 2> /dev/null)" != "$flags" ]; then
         note "configuring $dir"
         log=$dir.configure.log
         # a cache of other flags, or of a tree that was moved; the objects stay
-        rm -rf "$dir/CMakeCache.txt" "$dir/CMakeFiles/cmake.check_cache" "$dir/.configured"
+        rm -rf "$dir/CMakeCache.txt" "$dir/CMakeFiles/cmake.check_cache" "$dir/.configured" "$dir/.built"
         local args=()
         while IFS= read -r flag; do args+=("$flag"); done < <(cmake_flags "$1")
         if ! cmake -G Ninja -S "$TREE" -B "$dir" "${args[@]}" > "$log" 2>&1; then
@@ -53,13 +53,21 @@ build_native() { # BACKEND: build/BACKEND/bin
         mv "$log" "$dir/configure.log"
         echo "$flags" > "$dir/.configured"
     fi
+    if [ "$1" = wheel ]; then targets="llama ggml llama-server"; fi
     for test in $UPSTREAM_TESTS; do
-        [ ! -f "$TREE/tests/$test.cpp" ] || targets="$targets $test"
+        [ "$1" = wheel ] || [ ! -f "$TREE/tests/$test.cpp" ] || targets="$targets $test"
     done
+    # a tree that is as it was when this was built needs no ninja, which would provision the (empty) UI again each time
+    built="$(tgit rev-parse 'HEAD^{tree}') $targets"
+    if [ -z "$(tgit status --porcelain)" ] && [ "$(cat "$dir/.built" 2> /dev/null)" = "$built" ] && [ -x "$dir/bin/llama-server" ]; then
+        return
+    fi
+    rm -f "$dir/.built"
     # ccache then finds what another clone compiled
     export CCACHE_BASEDIR=${CCACHE_BASEDIR:-$ROOT} CCACHE_NOHASHDIR=${CCACHE_NOHASHDIR:-1}
     # shellcheck disable=SC2086
     ninja -C "$dir" ${JOBS:+-j "$JOBS"} $targets || die "the native build fails: see above (what compiled is kept)"
+    [ "$(tgit status --porcelain)" ] || echo "$built" > "$dir/.built"
 }
 
 # each library once, under the name that the others ask for; the plain name links to it (for the linker only: the wheel

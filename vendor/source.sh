@@ -12,6 +12,7 @@ RECORD=$TREE/.git/llamackpt
 
 lock_value() { sed -n "s/^# $1: *\([^ ]*\).*/\1/p" "$LOCK"; }
 series()     { if [ -f patches/series ]; then sed -e 's/#.*//' -e 's/[[:space:]]*$//' -e '/^$/d' patches/series; fi; }
+short_commit() { lock_value commit | cut -c1-9; }
 recorded()   { if [ -f "$RECORD" ]; then sed -n "s/^$1 //p" "$RECORD"; fi; }
 
 # git as on any machine: no settings, hooks, templates or environment of the user's
@@ -26,7 +27,7 @@ tgit() { vgit -C "$TREE" "$@"; }
 stamp() {
     local p
     {
-        lock_value commit; lock_value tree
+        lock_value tree
         for p in $(series); do echo "$p"; cat "patches/$p"; done
     } | vgit hash-object --stdin
 }
@@ -48,12 +49,12 @@ unpack_sdist() { # to $TMP/tree
     local requirement name
     requirement=$(grep -v '^#' "$LOCK")
     name=${requirement%% *}
-    note "fetching llama.cpp $(lock_value commit), carried by $name (77 MB, hash-checked)"
+    note "fetching llama.cpp $(short_commit), carried by $name (77 MB, hash-checked)"
     if ! "$PY" -m pip download -q --no-deps --no-binary "${name%%=*}" --require-hashes -d "$TMP/sdist" -r "$LOCK" > "$TMP/log" 2>&1; then
         if grep -q 'DO NOT MATCH THE HASHES' "$TMP/log"; then
             die "the $name that pip got does not have the sha256 of $LOCK ($(sed -n 's/^ *Got *//p' "$TMP/log" | sed -n 1,1p)): not used; check the mirror, or the lock"
         fi
-        die "pip cannot fetch $name ($(grep -E 'ERROR|error' "$TMP/log" | sed -n 1,1p)): check the network, or set LLAMA_CPP_SRC to a llama.cpp checkout"
+        die "pip cannot fetch $name ($(grep -E 'ERROR|error' "$TMP/log" | sed -n -e 's/ (from versions.*//' -e 1p)): check the network, or set LLAMA_CPP_SRC to a llama.cpp checkout"
     fi
     "$PY" vendor/unpack.py "$(echo "$TMP"/sdist/*)" "$TMP/tree" --under "$(lock_value path)" ||
         die "cannot unpack $name: is the disk full?"
@@ -64,10 +65,10 @@ unpack_checkout() { # DIR: to $TMP/tree. Only reads DIR.
     commit=$(lock_value commit)
     [ -f "$1/include/llama.h" ] || die "LLAMA_CPP_SRC=$1 is no llama.cpp tree (it has no include/llama.h)"
     if [ -e "$1/.git" ] && vgit -C "$1" cat-file -e "$commit^{commit}" 2> /dev/null; then
-        note "copying commit $commit out of $1"
+        note "copying commit $(short_commit) out of $1"
         vgit -C "$1" archive --format=tar "$commit" | "$PY" vendor/unpack.py - "$TMP/tree" || ok=
     elif [ -e "$1/.git" ]; then
-        note "copying the files of $1 (it does not have commit $commit)"
+        note "copying the files of $1 (it does not have commit $(short_commit))"
         vgit -C "$1" ls-files -z | "$PY" vendor/unpack.py "$1" "$TMP/tree" --listed || ok=
     else
         note "copying $1"
@@ -86,7 +87,7 @@ commit_upstream() {
     GIT_COMMITTER_DATE=2026-01-01T00:00:00Z vgit -C "$TMP/tree" commit -q -m upstream
     if [ "$(vgit -C "$TMP/tree" rev-parse 'HEAD^{tree}')" != "$(lock_value tree)" ]; then
         [ "${LLAMA_CPP_SRC:-}" ] || die "the tree in the source package is not the one that $LOCK names"
-        note "warning: LLAMA_CPP_SRC is not the pinned tree ($(lock_value commit)); the patches may not apply"
+        note "warning: LLAMA_CPP_SRC is not the pinned tree ($(short_commit)); the patches may not apply"
     fi
 }
 
@@ -166,7 +167,9 @@ covers() { # DIR: the tree's export
 
 # what is in the tree and not in patches/: in lines
 unexported() { # COMMIT: what patches/ covers
-    tgit log --format='    commit %h %s' "$1..HEAD" 2> /dev/null || tgit log -1 --format='    commit %h %s'
+    tgit log --format='    commit %h %s' "$1..HEAD" 2> /dev/null || true
+    tgit merge-base --is-ancestor "$1" HEAD 2> /dev/null ||
+        tgit log -1 --format='    HEAD is %h (%s), which does not contain what patches/ gave'
     tgit status --porcelain | sed 's/^/    /'
 }
 
@@ -177,10 +180,10 @@ export_patches() {
     [ ! -d "$TREE/.git/rebase-apply" ] && [ ! -d "$TREE/.git/rebase-merge" ] || die "a rebase or am is under way in $TREE: finish it first"
     [ "$(tgit rev-list --max-parents=0 HEAD | wc -l)" -eq 1 ] || die "$TREE has several root commits: only a line of commits can be exported"
     [ -z "$(tgit rev-list --merges HEAD)" ] || die "$TREE has merge commits: rebase them into a line, then export"
+    [ -z "$(tgit log --format=%T | uniq -d)" ] || die "$TREE has a commit that changes nothing: drop it, then export"
     new_tmp
     export_to "$TREE" "$TMP/patches" || die "git format-patch fails in $TREE"
     n=$(tgit rev-list --count HEAD)
-    [ "$(wc -l < "$TMP/patches/series")" -eq $((n - 1)) ] || die "$TREE has a commit that changes nothing: drop it, then export"
     [ -z "$(tgit status --porcelain)" ] || note "warning: uncommitted changes in $TREE are not exported"
     if ! same_patches "$TMP/patches"; then
         check_export
