@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,7 +56,7 @@ class Context:
     n_ubatch:    tokens that are computed at once.
     n_seq_max:   number of sequences, at most 256.
     checkpoints: number of checkpoints that move no state: that many spare cells are reserved for the recurrent layers.
-    n_threads:   CPU threads, None for llama.cpp's default.
+    n_threads:   CPU threads, None for one per processor that this process may use.
     kv_unified:  one cache for all sequences rather than one each; forks of full checkpoints are free only in a unified one.
     flash_attn:  "auto", True or False.
     type_k, type_v: type of the KV cache, "f16" by default.
@@ -97,11 +98,16 @@ class Context:
         _check_range("checkpoints", checkpoints, 0, 2**31 - 1)
 
         params = lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, min(n_ubatch, n_batch)
+        self._arch = model.metadata.get("general.architecture", "")
+        n_ubatch = min(n_ubatch, n_batch)
+        if self._arch == "kimi-linear" and not kv_unified:  # llama.cpp aborts on another size
+            n_ubatch = max(n_ubatch // n_seq_max, 1) * n_seq_max
+        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_ubatch
         params.n_seq_max, params.n_rs_seq = n_seq_max, n_rs_seq
-        if n_threads is not None:
-            _check_range("n_threads", n_threads, 1, 512)
-            params.n_threads = params.n_threads_batch = n_threads
+        # llama.cpp's own default is four, however many there are: more threads than processors spin against each other
+        n_threads = _n_processors() if n_threads is None else n_threads
+        _check_range("n_threads", n_threads, 1, 512)
+        params.n_threads = params.n_threads_batch = n_threads
         params.kv_unified, params.offload_kqv, params.swa_full = kv_unified, offload_kqv, swa_full
         params.flash_attn_type = _choice("flash_attn", flash_attn, _FLASH)
         params.type_k = _choice("type_k", type_k, _CACHE_TYPES)
@@ -124,7 +130,9 @@ class Context:
         self.n_rs_seq = int(lib.llama_n_rs_seq(ctx))
         self.kv_unified = kv_unified
         self._n_vocab = model.n_vocab
-        self._scratch = Scratch(min(self.n_batch, self.n_ctx), self.n_seq_max)
+        # a model without memory attends to the whole batch, which has to be computed at once
+        room = self.n_ubatch if self._gate.memory == ffi.NULL else self.n_batch
+        self._scratch = Scratch(min(room, self.n_ctx), self.n_seq_max)
         if checkpoints:
             try:
                 self.reserve(checkpoints)
@@ -184,6 +192,8 @@ class Context:
                 scratch.fill(ids, start, seq_id, logits)
                 self._decode(gate, scratch, (seq_id,))
                 return self._logits(gate, scratch, copy)
+            if memory == ffi.NULL:
+                raise ValueError(f"this model takes at most n_ubatch={self.n_ubatch} tokens, not {n}")
             return self._decode_split(gate, ids, start, seq_id, logits)
 
     def _decode_split(
@@ -231,6 +241,8 @@ class Context:
                     if entry.pos < 0 or (expected > 0 and entry.pos != expected):
                         raise ValueError(f"position {entry.pos} does not follow sequence {seq_id}, at {expected}")
                     follows[seq_id] = entry.pos + 1
+                if len(entry.seq_ids) > 1 and (self.model.is_recurrent or self._arch == "qwen4exp"):
+                    raise UnsupportedError("a token of this model belongs to one sequence; use a full checkpoint or seq_cp")
                 if len(set(entry.seq_ids)) != len(entry.seq_ids):
                     raise ValueError(f"a token belongs to a sequence once, not as in {entry.seq_ids}")
             self._scratch.fill_batch(batch)
@@ -298,8 +310,9 @@ class Context:
         with self._gate as gate:
             self._check_seq(src)
             self._check_seq(dst)
-            if not self.kv_unified and (p0 > 0 or p1 >= 0) and not self.model.is_recurrent:
-                raise UnsupportedError("with kv_unified=False only whole sequences can be copied")
+            whole_only = not self.kv_unified or self._arch == "deepseek4"
+            if whole_only and (p0 > 0 or p1 >= 0) and not self.model.is_recurrent:
+                raise UnsupportedError("only whole sequences can be copied here (kv_unified=False, or DeepSeek V4)")
             lib.llama_memory_seq_cp(self._memory(gate), src, dst, p0, p1)
 
     def seq_keep(self, seq_id: int) -> None:
@@ -454,6 +467,12 @@ class Context:
         if self.closed:
             return "<llamackpt.Context (closed)>"
         return f"<llamackpt.Context of {self.model.path.name!r}, n_ctx={self.n_ctx}, n_seq_max={self.n_seq_max}>"
+
+
+def _n_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -159,6 +159,27 @@ def test_a_model_without_memory_decodes_and_has_no_checkpoints(archs: Path) -> N
             ctx.checkpoint()
         with pytest.raises(UnsupportedError, match="no memory"):
             ctx.pos_max()
+    with llamackpt.Model(archs / "dream-dense.gguf") as dream, dream.context(n_ctx=256, n_ubatch=32) as ctx:
+        with pytest.raises(ValueError, match="n_ubatch"):
+            ctx.decode(np.arange(64) % dream.n_vocab)
+        assert np.isfinite(ctx.decode(np.arange(32) % dream.n_vocab)).all()
+
+
+def test_architectures_that_abort_on_some_calls_refuse_them(archs: Path) -> None:
+    with llamackpt.Model(archs / "kimi-linear-moe.gguf") as kimi:
+        kimi.context(n_ctx=768, n_ubatch=32, n_seq_max=3, kv_unified=False).close()
+    with llamackpt.Model(archs / "deepseek4-moe.gguf") as deepseek, deepseek.context(n_ctx=512, n_seq_max=2) as ctx:
+        ctx.decode([1, 2, 3])
+        with pytest.raises(UnsupportedError, match="whole sequences"):
+            ctx.seq_cp(0, 1, 0, 2)
+        with pytest.raises(UnsupportedError):
+            ctx.checkpoint(tier="device")
+    batch = llamackpt.Batch()
+    batch.add(1, 0, (0, 1))
+    for arch in ("qwen4exp-moe", "mamba-dense"):
+        with llamackpt.Model(archs / f"{arch}.gguf") as one, one.context(n_ctx=512, n_seq_max=2) as ctx:
+            with pytest.raises(UnsupportedError, match="one sequence"):
+                ctx.decode_batch(batch)
 
 
 def test_state_goes_out_and_in_and_garbage_does_not(ctx: llamackpt.Context) -> None:
