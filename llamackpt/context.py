@@ -130,6 +130,7 @@ class Context:
         self.n_rs_seq = int(lib.llama_n_rs_seq(ctx))
         self.kv_unified = kv_unified
         self._n_vocab = model.n_vocab
+        self._one = np.zeros(1, dtype=np.int32)
         # a model without memory attends to the whole batch, which has to be computed at once
         room = self.n_ubatch if self._gate.memory == ffi.NULL else self.n_batch
         self._scratch = Scratch(min(room, self.n_ctx), self.n_seq_max)
@@ -175,7 +176,12 @@ class Context:
         Raises ContextFullError with nothing decoded, DecodeError, ValueError. KeyboardInterrupt stops a running decode; of a
         recurrent model the sequence is then lost: restore a checkpoint of it, or remove it.
         """
-        ids = self.model._check_tokens([tokens] if isinstance(tokens, int | np.integer) else tokens)
+        if type(tokens) is list and len(tokens) == 1 and type(tokens[0]) is int and 0 <= tokens[0] < self._n_vocab:
+            ids = self._one  # the usual case of generation, without a new array
+            ids[0] = tokens[0]
+            self.model._handle()
+        else:
+            ids = self.model._check_tokens([tokens] if isinstance(tokens, int | np.integer) else tokens)
         n = len(ids)
         if n == 0:
             raise ValueError("there are no tokens to decode")
