@@ -15,7 +15,7 @@ commands
   test ...    build, then pytest with these arguments
   wheel       a self-contained wheel for any x86-64 CPU with AVX2 (any ARMv8 one), in dist/
   export      write patches/ from the commits in vendor/llama.cpp
-  reset       make vendor/llama.cpp what patches/ says (commits and changes not exported stay in its git)
+  reset       make vendor/llama.cpp what patches/ says (what was not exported stays in its git: a branch, a stash)
 
 flags
   --cpu, --cuda, --metal   the backend; by default CUDA where nvcc and a GPU are, Metal on macOS, else CPU
@@ -32,7 +32,8 @@ EOF
 }
 
 # native programs and tests; those whose source the tree does not have (yet) are skipped
-TARGETS="llama ggml llama-server ggml-rpc-server"
+PROGRAMS="llama-server ggml-rpc-server" # the package carries them
+TARGETS="llama ggml $PROGRAMS"
 UPSTREAM_TESTS="test-llama-archs test-memory-checkpoint test-recurrent-state-rollback"
 TOOLS="cmake>=3.28 ninja>=1.11 setuptools>=77 wheel build>=1.2 cffi>=1.17"
 
@@ -41,13 +42,13 @@ die()  { echo "build.sh: error: $*" >&2; exit 1; }
 
 # -- arguments -----------------------------------------------------------------------------------------------------------
 
-BACKEND='' CUDA_ARCH=native COMMAND=''
+BACKEND='' CUDA_ARCH='' COMMAND=''
 while [ $# -gt 0 ]; do
     case $1 in
         --cpu | --cuda | --metal) BACKEND=${1#--} ;;
         --cuda-arch)   [ $# -ge 2 ] || die "--cuda-arch needs a value, as in --cuda-arch 90"; CUDA_ARCH=$2; shift ;;
         --cuda-arch=*) CUDA_ARCH=${1#*=} ;;
-        -h | --help)   [ "$COMMAND" ] && break; usage; exit ;;
+        -h | --help)   case $COMMAND in demo | test) break ;; esac; usage; exit ;;
         build | demo | test | wheel | export | reset) [ "$COMMAND" ] && break; COMMAND=$1 ;;
         *) break ;;
     esac
@@ -58,6 +59,9 @@ case ${COMMAND:=build} in
     *) [ $# -eq 0 ] || die "unknown argument '$1': see ./build.sh --help" ;;
 esac
 
+CALLER=$PWD
+case ${LLAMA_CPP_SRC:-/} in /*) ;; *) LLAMA_CPP_SRC=$CALLER/$LLAMA_CPP_SRC ;; esac
+case ${PYTHON:-} in /*) ;; */*) PYTHON=$CALLER/$PYTHON ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")"
 ROOT=$PWD
 VENV=$ROOT/.venv
@@ -76,6 +80,8 @@ trap 'exit 143' TERM HUP
 
 # shellcheck source=vendor/source.sh
 . vendor/source.sh
+# shellcheck source=vendor/export.sh
+. vendor/export.sh
 # shellcheck source=vendor/native.sh
 . vendor/native.sh
 
@@ -92,12 +98,16 @@ find_python() {
         fi
     done
     [ "${PYTHON:-}" ] || die "Python >= 3.10 is needed and not found: install it, or name one in PYTHON"
+    command -v "$PYTHON" > /dev/null || die "PYTHON=$PYTHON does not exist: name another, or leave PYTHON unset"
     die "PYTHON=$PYTHON is not a Python >= 3.10 ($("$PYTHON" --version 2>&1 | tail -1)): name another, or leave PYTHON unset"
+}
+
+check_git() {
+    git --version > /dev/null 2>&1 || die "git is needed: install it (apt install git; xcode-select --install)"
 }
 
 check_tools() {
     local tool
-    command -v git > /dev/null || die "git is needed: install it (apt install git; xcode-select --install)"
     for tool in "${CC:-cc}" "${CXX:-c++}"; do
         ${tool} --version > /dev/null 2>&1 || # unquoted: CC may hold arguments
             die "a C and C++ compiler is needed, and '$tool' does not run: install one (apt install g++; xcode-select --install), or set CC and CXX"
@@ -109,7 +119,7 @@ check_tools() {
 
 # held until this script ends or says release; python locks the file for us, macOS has no flock(1)
 lock() {
-    mkdir -p build 2> /dev/null || die "cannot write to $ROOT"
+    if ! { mkdir -p build && touch build/.lock; } 2> /dev/null; then die "cannot write to $ROOT"; fi
     exec 9>> build/.lock
     if ! lock_fd LOCK_NB 2> /dev/null; then
         note "waiting for another build.sh in this tree"
@@ -120,23 +130,31 @@ lock() {
 lock_fd() { "$BASE_PYTHON" -c "import fcntl; from fcntl import *; flock(9, LOCK_EX | $1)"; }
 release() { exec 9>&-; }
 
-make_venv() {
-    local want
-    want="$ROOT $TOOLS ${PYTHON:+$("$PYTHON" --version)}"
-    if [ "$(cat "$VENV/.build-tools" 2> /dev/null)" = "$want" ] && "$PY" -c '' 2> /dev/null; then return; fi
-    note "making .venv with $("$BASE_PYTHON" --version), cmake and ninja"
-    rm -rf "$VENV"
-    HALF_MADE=$VENV
-    "$BASE_PYTHON" -m venv "$VENV" || die "$BASE_PYTHON -m venv fails: see above"
-    # shellcheck disable=SC2086
-    "$PY" -m pip install -q $TOOLS || die "pip cannot install $TOOLS: see above"
-    echo "$want" > "$VENV/.build-tools"
+make_venv() { # anew only where there is none, it was moved, is broken, or PYTHON asks for another Python
+    local have=
+    if [ "$(cat "$VENV/.root" 2> /dev/null)" = "$ROOT" ]; then
+        have=$("$PY" -c 'import pip, sys; print(sys.version)' 2> /dev/null) || have=
+    fi
+    if [ -z "$have" ] || { [ "${PYTHON:-}" ] && [ "$have" != "$("$PYTHON" -c 'import sys; print(sys.version)')" ]; }; then
+        note "making .venv with $("$BASE_PYTHON" --version)"
+        rm -rf "$VENV"
+        HALF_MADE=$VENV
+        "$BASE_PYTHON" -m venv "$VENV" || die "$BASE_PYTHON -m venv fails: see above"
+        echo "$ROOT" > "$VENV/.root"
+    fi
+    if [ "$(cat "$VENV/.tools" 2> /dev/null)" != "$TOOLS" ]; then
+        note "installing cmake, ninja and the packaging tools in .venv"
+        # shellcheck disable=SC2086
+        "$PY" -m pip install -q $TOOLS || die "pip cannot install $TOOLS: see above"
+        echo "$TOOLS" > "$VENV/.tools"
+    fi
     HALF_MADE=
 }
 
 # -- commands ------------------------------------------------------------------------------------------------------------
 
 set_up() { # all but the native code
+    check_git
     find_python
     check_tools
     lock
@@ -146,8 +164,8 @@ set_up() { # all but the native code
 }
 
 build() {
-    set_up
     choose_backend
+    set_up
     build_native "$BACKEND"
     stage_libraries "$BACKEND" llamackpt
     install_package
@@ -156,9 +174,9 @@ build() {
 
 case $COMMAND in
     build)  build; note "ready ($BACKEND): ./build.sh demo, ./build.sh test, or .venv/bin/llamackpt --help" ;;
-    demo)   build; "$VENV/bin/llamackpt" demo "$@" ;;
+    demo)   build; (cd "$CALLER" && "$VENV/bin/llamackpt" demo "$@") ;;
     test)   build; "$PY" -m pytest "$@" ;;
-    wheel)  set_up; BACKEND=wheel; build_native wheel; build_wheel ;;
-    export) find_python; lock; export_patches ;;
-    reset)  find_python; check_tools; lock; make_venv; reset_tree ;;
+    wheel)  set_up; build_native wheel; build_wheel ;;
+    export) check_git; find_python; lock; export_patches ;;
+    reset)  check_git; find_python; check_tools; lock; make_venv; reset_tree ;;
 esac

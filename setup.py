@@ -1,6 +1,7 @@
 """What pyproject.toml cannot say: the cffi extension, and which libraries go into a wheel."""
 
 import os
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -13,6 +14,11 @@ COMPILES = {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "i
 
 
 class BuildPy(build_py):
+    def run(self) -> None:
+        if not self.editable_mode:  # setuptools packs whatever an earlier build left there
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
     def find_data_files(self, package: str, src_dir: str) -> list[str]:
         # a wheel has no links, and lib*.so beside lib*.so.0 would double it; only the linker needs the plain names
         return [file for file in super().find_data_files(package, src_dir) if not Path(file).is_symlink()]

@@ -1,23 +1,28 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034 # HALF_MADE is build.sh's
 # The native build, its libraries in the package, the package in .venv, the wheel. Sourced by build.sh.
 
-has_gpu() { command -v nvcc > /dev/null && nvidia-smi -L 2> /dev/null | grep -q GPU; }
+has_gpu() { nvidia-smi -L 2> /dev/null | grep GPU > /dev/null; }
 
 choose_backend() {
     if [ "$BACKEND" ]; then
         case $BACKEND in
-            cuda)  command -v nvcc > /dev/null || [ "${CUDACXX:-}" ] || die "--cuda needs nvcc: install the CUDA toolkit, and have nvcc on PATH" ;;
+            cuda)
+                command -v nvcc > /dev/null || [ "${CUDACXX:-}" ] || die "--cuda needs nvcc: install the CUDA toolkit, and have nvcc on PATH"
+                [ "$CUDA_ARCH" ] || has_gpu || die "--cuda finds no GPU here: say which one to build for, as in --cuda-arch 90"
+                ;;
             metal) [ "$(uname)" = Darwin ] || die "--metal needs macOS" ;;
         esac
     elif [ "$(uname)" = Darwin ]; then BACKEND=metal
-    elif has_gpu; then BACKEND=cuda
+    elif command -v nvcc > /dev/null && has_gpu; then BACKEND=cuda
     else BACKEND=cpu
     fi
 }
 
 cmake_flags() { # BACKEND: one flag a line
-    local origin='$ORIGIN'
-    [ "$(uname)" = Darwin ] && origin=@loader_path
+    local origin
+    # shellcheck disable=SC2016
+    case $(uname) in Darwin) origin=@loader_path ;; *) origin='$ORIGIN' ;; esac
     printf '%s\n' -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
         -DLLAMA_BUILD_TESTS=ON -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
         -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DGGML_RPC=ON \
@@ -25,10 +30,11 @@ cmake_flags() { # BACKEND: one flag a line
         "-DCMAKE_INSTALL_RPATH=$origin;$origin/../lib" -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON
     case $1 in
         cpu)   printf '%s\n' -DGGML_NATIVE=ON -DGGML_METAL=OFF ;;
-        cuda)  printf '%s\n' -DGGML_NATIVE=ON -DGGML_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=$CUDA_ARCH" ;;
+        cuda)  printf '%s\n' -DGGML_NATIVE=ON -DGGML_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=${CUDA_ARCH:-native}" \
+                   -DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON ;; # the toolkit's libraries are not ours to copy
         metal) printf '%s\n' -DGGML_NATIVE=ON -DGGML_METAL=ON -DGGML_METAL_EMBED_LIBRARY=ON ;;
-        wheel) # runs where it was not built: an instruction set of 2013, and no libgomp, which slim systems lack
-            printf '%s\n' -DGGML_NATIVE=OFF -DGGML_METAL=OFF -DGGML_OPENMP=OFF -DGGML_AVX512=OFF
+        wheel) # runs where it was not built: an instruction set of 2013
+            printf '%s\n' -DGGML_NATIVE=OFF -DGGML_METAL=OFF -DGGML_AVX512=OFF
             case $(uname -m) in
                 x86_64 | amd64) printf '%s\n' -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON ;;
             esac ;;
@@ -36,7 +42,7 @@ cmake_flags() { # BACKEND: one flag a line
 }
 
 build_native() { # BACKEND: build/BACKEND/bin
-    local dir=build/$1 flags flag test targets=$TARGETS log built
+    local dir=build/$1 flags flag test goals=$TARGETS log built
     flags=$(cmake_flags "$1"; echo "$ROOT ${CC:-} ${CXX:-}")
     if [ "$(cat "$dir/.configured" 2> /dev/null)" != "$flags" ]; then
         note "configuring $dir"
@@ -46,19 +52,18 @@ build_native() { # BACKEND: build/BACKEND/bin
         local args=()
         while IFS= read -r flag; do args+=("$flag"); done < <(cmake_flags "$1")
         if ! cmake -G Ninja -S "$TREE" -B "$dir" "${args[@]}" > "$log" 2>&1; then
-            grep -A6 'CMake Error' "$log" | sed -n 1,20p >&2
+            grep -A6 'CMake Error' "$log" | sed -n 1,20p >&2 || true
             rm -rf "$dir"
             die "CMake cannot configure the $1 build: see above, and $log"
         fi
         mv "$log" "$dir/configure.log"
         echo "$flags" > "$dir/.configured"
     fi
-    if [ "$1" = wheel ]; then targets="llama ggml llama-server"; fi
     for test in $UPSTREAM_TESTS; do
-        [ "$1" = wheel ] || [ ! -f "$TREE/tests/$test.cpp" ] || targets="$targets $test"
+        [ "$1" = wheel ] || [ ! -f "$TREE/tests/$test.cpp" ] || goals="$goals $test"
     done
     # a tree that is as it was when this was built needs no ninja, which would provision the (empty) UI again each time
-    built="$(tgit rev-parse 'HEAD^{tree}') $targets"
+    built="$(tgit rev-parse 'HEAD^{tree}') $goals"
     if [ -z "$(tgit status --porcelain)" ] && [ "$(cat "$dir/.built" 2> /dev/null)" = "$built" ] && [ -x "$dir/bin/llama-server" ]; then
         return
     fi
@@ -66,17 +71,30 @@ build_native() { # BACKEND: build/BACKEND/bin
     # ccache then finds what another clone compiled
     export CCACHE_BASEDIR=${CCACHE_BASEDIR:-$ROOT} CCACHE_NOHASHDIR=${CCACHE_NOHASHDIR:-1}
     # shellcheck disable=SC2086
-    ninja -C "$dir" ${JOBS:+-j "$JOBS"} $targets || die "the native build fails: see above (what compiled is kept)"
+    if ! ninja -C "$dir" ${JOBS:+-j "$JOBS"} $goals 2>&1 | tee "$dir/ninja.log" | progress; then
+        sed -n '/^FAILED/,/^\[/p' "$dir/ninja.log" | grep -v '^\[' | sed -n 1,40p >&2 || true
+        die "the native build fails: see above, and $dir/ninja.log (what compiled is kept)"
+    fi
     [ "$(tgit status --porcelain)" ] || echo "$built" > "$dir/.built"
+}
+
+progress() { # ninja's own lines; the thousands of compiler warnings about upstream's code stay in the log
+    local line
+    while IFS= read -r line; do
+        case $line in
+            '['[0-9]*) if [ -t 1 ]; then printf '\r\033[K%.100s' "$line"; else echo "$line"; fi ;;
+        esac
+    done
+    if [ -t 1 ]; then printf '\r\033[K'; fi
 }
 
 # each library once, under the name that the others ask for; the plain name links to it (for the linker only: the wheel
 # leaves links out)
 stage_libraries() { # BACKEND PACKAGE
-    local bin=build/$1/bin json stage lib file
+    local bin=build/$1/bin json stage lib file program
     json=$(build_json "$1")
-    if [ "$(cat "$2/lib/BUILD.json" 2> /dev/null)" = "$json" ] && [ -f "$2/bin/llama-server" ] &&
-        [ -z "$(find "$bin" -newer "$2/lib/BUILD.json" \( -name 'lib*' -o -name llama-server \))" ]; then
+    if [ "$(cat "$2/lib/BUILD.json" 2> /dev/null)" = "$json" ] && [ -f "$2/bin/ggml-rpc-server" ] &&
+        [ -z "$(find "$bin" -newer "$2/lib/BUILD.json" \( -name 'lib*' -o -name '*-server' \))" ]; then
         return
     fi
     stage=$2/.stage
@@ -90,11 +108,11 @@ stage_libraries() { # BACKEND PACKAGE
         cp -L "$file" "$stage/lib/${file##*/}"
         [ "$file" = "$lib" ] || ln -s "${file##*/}" "$stage/lib/${lib##*/}"
     done
-    cp "$bin/llama-server" "$stage/bin/"
+    for program in $PROGRAMS; do cp "$bin/$program" "$stage/bin/"; done
     cat "$TREE/LICENSE" > "$stage/lib/LICENSE.llama.cpp"
     cat "$TREE"/licenses/LICENSE-* "$TREE/vendor/cpp-httplib/LICENSE" > "$stage/lib/LICENSE.third-party"
     echo "$json" > "$stage/lib/BUILD.json"
-    rm -rf "$2/lib" "$2/bin"
+    rm -rf "${2:?}/lib" "${2:?}/bin"
     mv "$stage/lib" "$stage/bin" "$2/"
     rm -rf "$stage"
     HALF_MADE=
@@ -121,21 +139,35 @@ install_package() {
     note "compiling the extension, installing the package and its tools in .venv"
     rm -f llamackpt/_llama*.so llamackpt/_llama.c
     rm -rf "$ROOT/build/python"
-    if ! "$PY" -m pip install -q --no-build-isolation --config-settings editable_mode=compat -e '.[dev,server]' > build/package.log 2>&1; then
-        grep -E 'error:|Error|ERROR' build/package.log | sed -n 1,10p >&2
+    if ! "$PY" -m pip install -q --no-build-isolation --config-settings editable_mode=compat -e '.[dev,server,bench]' > build/package.log 2>&1; then
+        grep -E 'error:|Error|ERROR' build/package.log | sed -n 1,10p >&2 || true
         die "the package cannot be installed: see above, and build/package.log"
     fi
     echo "$want $(vgit hash-object llamackpt/_llama*.so)" > "$VENV/.package"
 }
 
+# slim systems have no OpenMP runtime, and ggml's own threads spin: on a busy machine a decode takes 500 times as long
+bundle_openmp() { # DIR
+    local lib
+    [ "$(uname)" = Linux ] || return 0
+    lib=$(ldd "$1"/libggml-cpu.so.* | sed -n 's/.* => \(.*\/lib[gi]*omp[0-9]*\.so[^ ]*\) .*/\1/p')
+    [ "$lib" ] || return 0
+    cp -L "$lib" "$1/"
+    printf '\n%s\n' "${lib##*/} is the compiler's OpenMP runtime, unchanged. GCC's is under the GNU GPL 3 with the GCC Runtime Library
+Exception 3.1 (https://gcc.gnu.org/onlinedocs/libstdc++/manual/license.html), LLVM's under Apache 2.0 with the LLVM exception." >> "$1/LICENSE.third-party"
+}
+
 build_wheel() { # from a copy, so that the libraries of the editable install stay
     local stage=build/wheel/package
     rm -rf "$stage"
+    HALF_MADE=$ROOT/$stage
     mkdir -p "$stage"
     cp -R pyproject.toml setup.py MANIFEST.in README.md LICENSE llamackpt "$stage/"
     rm -rf "$stage/llamackpt/lib" "$stage/llamackpt/bin" "$stage"/llamackpt/_llama*.so "$stage"/llamackpt/_llama.[co]
     find "$stage" -name __pycache__ -prune -exec rm -rf {} +
     stage_libraries wheel "$stage/llamackpt"
+    bundle_openmp "$stage/llamackpt/lib"
+    HALF_MADE=$ROOT/$stage
     note "packing the wheel"
     if ! LLAMACKPT_INCLUDE="$ROOT/$TREE/include:$ROOT/$TREE/ggml/include" \
             "$PY" -m build --wheel --no-isolation -o "$ROOT/dist" "$stage" > build/wheel.log 2>&1; then
@@ -143,5 +175,6 @@ build_wheel() { # from a copy, so that the libraries of the editable install sta
         die "the wheel cannot be built: see above, and build/wheel.log"
     fi
     rm -rf "$stage"
+    HALF_MADE=
     note "$(sed -n 's/^Successfully built /dist\//p' build/wheel.log)"
 }

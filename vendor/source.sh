@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The vendored llama.cpp: materialised from vendor/llama.cpp.lock and patches/, kept in step with them, exported back.
+# The vendored llama.cpp: materialised from vendor/llama.cpp.lock and patches/, kept in step with them.
 # Sourced by build.sh, which sets ROOT and PY (a python of .venv) and defines die, note and TMP (removed at exit).
 #
 # vendor/llama.cpp is a git repository: a root commit "upstream" (the pruned tree; the same object on every machine), then
@@ -54,20 +54,21 @@ unpack_sdist() { # to $TMP/tree
         if grep -q 'DO NOT MATCH THE HASHES' "$TMP/log"; then
             die "the $name that pip got does not have the sha256 of $LOCK ($(sed -n 's/^ *Got *//p' "$TMP/log" | sed -n 1,1p)): not used; check the mirror, or the lock"
         fi
-        die "pip cannot fetch $name ($(grep -E 'ERROR|error' "$TMP/log" | sed -n -e 's/ (from versions.*//' -e 1p)): check the network, or set LLAMA_CPP_SRC to a llama.cpp checkout"
+        die "pip cannot fetch $name ($(grep -E 'ERROR|error' "$TMP/log" | sed -e 's/ (from versions.*//' -e 1q)): check the network, or set LLAMA_CPP_SRC to a llama.cpp checkout"
     fi
     "$PY" vendor/unpack.py "$(echo "$TMP"/sdist/*)" "$TMP/tree" --under "$(lock_value path)" ||
         die "cannot unpack $name: is the disk full?"
 }
 
 unpack_checkout() { # DIR: to $TMP/tree. Only reads DIR.
-    local commit ok=1
+    local commit ok=1 repo=
     commit=$(lock_value commit)
     [ -f "$1/include/llama.h" ] || die "LLAMA_CPP_SRC=$1 is no llama.cpp tree (it has no include/llama.h)"
-    if [ -e "$1/.git" ] && vgit -C "$1" cat-file -e "$commit^{commit}" 2> /dev/null; then
+    if [ -e "$1/.git" ] && vgit -C "$1" rev-parse --git-dir > /dev/null 2>&1; then repo=1; fi
+    if [ "$repo" ] && vgit -C "$1" cat-file -e "$commit^{commit}" 2> /dev/null; then
         note "copying commit $(short_commit) out of $1"
         vgit -C "$1" archive --format=tar "$commit" | "$PY" vendor/unpack.py - "$TMP/tree" || ok=
-    elif [ -e "$1/.git" ]; then
+    elif [ "$repo" ]; then
         note "copying the files of $1 (it does not have commit $(short_commit))"
         vgit -C "$1" ls-files -z | "$PY" vendor/unpack.py "$1" "$TMP/tree" --listed || ok=
     else
@@ -118,52 +119,24 @@ materialise() {
     commit_upstream
     note "applying $(series | wc -l | tr -d ' ') patches"
     apply_series "$TMP/tree" || die_unapplied
-    record "$TMP/tree" "$(vgit -C "$TMP/tree" rev-parse HEAD)"
-    rm -rf "$TREE"
-    mv "$TMP/tree" "$TREE"
+    if [ -e "$TREE" ]; then
+        take_over
+    else
+        record "$TMP/tree" "$(vgit -C "$TMP/tree" rev-parse HEAD)"
+        mv "$TMP/tree" "$TREE"
+    fi
     rm -rf "$TMP"
 }
 
-# -- from a tree to patches ----------------------------------------------------------------------------------------------
-
-export_to() { # REPO DIR: a file per commit after the root, and their order in DIR/series; false if git cannot
-    local root f name n
-    root=$(vgit -C "$1" rev-list --max-parents=0 HEAD)
-    mkdir -p "$2/numbered"
-    vgit -C "$1" format-patch -q --zero-commit --full-index --binary --no-signature --no-stat --no-numbered --no-renames \
-        --no-color --no-ext-diff --no-textconv --no-thread --diff-algorithm=myers --src-prefix=a/ --dst-prefix=b/ --unified=3 \
-        -o "$ROOT/$2/numbered" "$root..HEAD" || return 1
-    : > "$2/series"
-    for f in "$2"/numbered/*.patch; do
-        [ -f "$f" ] || continue
-        name=${f##*/}; name=${name#*-}; name=${name%.patch}; n=2
-        if [ -f "$2/$name.patch" ]; then
-            while [ -f "$2/$name-$n.patch" ]; do n=$((n + 1)); done
-            name=$name-$n
-        fi
-        mv "$f" "$2/$name.patch"
-        echo "$name.patch" >> "$2/series"
-    done
-    rmdir "$2/numbered"
+# $TREE becomes what $TMP/tree is, in its own git: branches and stashes stay, and files that stay the same keep their
+# times, so that little is rebuilt
+take_over() {
+    tgit fetch -q "$ROOT/$TMP/tree" HEAD
+    tgit checkout -q -B main FETCH_HEAD
+    record "$TREE" "$(tgit rev-parse HEAD)"
 }
 
-same_patches() { # DIR: whether patches/ is exactly that
-    local p
-    [ "$(series)" = "$(cat "$1/series")" ] || return 1
-    for p in $(series); do cmp -s "$1/$p" "patches/$p" || return 1; done
-}
-
-# whether patches/ is the tree's first commits (its last one is then $COVERED), and not fewer of them than it was
-covers() { # DIR: the tree's export
-    local p old n=0
-    for p in $(series); do
-        n=$((n + 1))
-        { [ "$(sed -n "${n}p" "$1/series")" = "$p" ] && cmp -s "$1/$p" "patches/$p"; } || return 1
-    done
-    COVERED=$(tgit rev-list --reverse HEAD | sed -n "$((n + 1))p")
-    old=$(recorded head)
-    [ -z "$old" ] || [ "$COVERED" = "$(tgit rev-parse HEAD)" ] || tgit merge-base --is-ancestor "$old" "$COVERED" 2> /dev/null
-}
+# -- keeping tree and patches/ in step -----------------------------------------------------------------------------------
 
 # what is in the tree and not in patches/: in lines
 unexported() { # COMMIT: what patches/ covers
@@ -173,65 +146,17 @@ unexported() { # COMMIT: what patches/ covers
     tgit status --porcelain | sed 's/^/    /'
 }
 
-export_patches() {
-    local p n
-    [ -e "$TREE" ] || die "there is no $TREE to export: run ./build.sh"
-    check_tree
-    [ ! -d "$TREE/.git/rebase-apply" ] && [ ! -d "$TREE/.git/rebase-merge" ] || die "a rebase or am is under way in $TREE: finish it first"
-    [ "$(tgit rev-list --max-parents=0 HEAD | wc -l)" -eq 1 ] || die "$TREE has several root commits: only a line of commits can be exported"
-    [ -z "$(tgit rev-list --merges HEAD)" ] || die "$TREE has merge commits: rebase them into a line, then export"
-    [ -z "$(tgit log --format=%T | uniq -d)" ] || die "$TREE has a commit that changes nothing: drop it, then export"
-    new_tmp
-    export_to "$TREE" "$TMP/patches" || die "git format-patch fails in $TREE"
-    n=$(tgit rev-list --count HEAD)
-    [ -z "$(tgit status --porcelain)" ] || note "warning: uncommitted changes in $TREE are not exported"
-    if ! same_patches "$TMP/patches"; then
-        check_export
-        mkdir -p patches
-        for p in patches/*.patch; do
-            [ -f "$TMP/patches/${p##*/}" ] || rm -f "$p"
-        done
-        for p in $(cat "$TMP/patches/series"); do
-            cmp -s "$TMP/patches/$p" "patches/$p" || cp "$TMP/patches/$p" "patches/$p"
-        done
-        cp "$TMP/patches/series" patches/series
-    fi
-    record "$TREE" "$(tgit rev-parse HEAD)"
-    rm -rf "$TMP"
-    note "patches/ holds the $((n - 1)) commits of $TREE"
-}
-
-# that the exported files give the same tree again, and the same files again; changes nothing outside $TMP
-check_export() {
-    local p root
-    root=$(tgit rev-list --max-parents=0 HEAD)
-    vgit clone -q --template= --shared --no-checkout "$TREE" "$TMP/check"
-    vgit -C "$TMP/check" checkout -q --detach "$root"
-    for p in $(cat "$TMP/patches/series"); do
-        apply_patch "$TMP/check" "$TMP/patches/$p" ||
-            die "the commit of $p cannot be applied again from a patch file ($(head -1 "$TMP/log")): amend it"
-    done
-    export_to "$TMP/check" "$TMP/check.patches"
-    for p in $(cat "$TMP/patches/series"); do
-        cmp -s "$TMP/patches/$p" "$TMP/check.patches/$p" ||
-            die "the message of the commit of $p does not survive git am (a line '---' or 'diff', say): amend it"
-    done
-    [ "$(tgit rev-parse 'HEAD^{tree}')" = "$(vgit -C "$TMP/check" rev-parse 'HEAD^{tree}')" ] ||
-        die "the exported patches do not give the tree of $TREE"
-}
-
-# -- keeping both in step ------------------------------------------------------------------------------------------------
-
 sync_source() {
-    local covered
+    local base files commits
     check_series
     if [ ! -e "$TREE" ]; then materialise; return; fi
     check_tree
     if [ "$(recorded stamp)" != "$(stamp)" ]; then follow_patches; fi
-    covered=$(recorded head)
-    if [ "$(tgit rev-parse HEAD)" != "$covered" ] || [ -n "$(tgit status --porcelain)" ]; then
-        note "building $TREE as it is, with what is not in patches/ yet (./build.sh export writes its commits there):"
-        unexported "$covered" | sed -n 1,12p
+    base=$(recorded head)
+    files=$(tgit status --porcelain | wc -l)
+    if [ "$(tgit rev-parse HEAD)" != "$base" ] || [ "$files" -gt 0 ]; then
+        commits=$(tgit rev-list --count "$base..HEAD" 2> /dev/null) || commits=other
+        note "building $TREE as it is, with what is not in patches/: commits $commits, changed files $((files)) (./build.sh export writes commits there)"
     fi
 }
 
@@ -241,29 +166,28 @@ check_tree() {
 }
 
 follow_patches() { # patches/ or the lock changed since the record, or the tree was made by hand
-    local head covered clean=
+    local head base clean=
     head=$(tgit rev-parse HEAD)
-    covered=$(recorded head)
+    base=$(recorded head)
     [ "$(tgit status --porcelain)" ] || clean=1
     new_tmp
-    if [ "$clean" ] && [ "$head" = "${covered:-$(tgit rev-list --max-parents=0 HEAD)}" ]; then
+    if [ "$clean" ] && [ "$head" = "${base:-$(tgit rev-list --max-parents=0 HEAD)}" ]; then
         update_tree
     elif root_is_pinned && export_to "$TREE" "$TMP/patches" 2> /dev/null && covers "$TMP/patches"; then
         record "$TREE" "$COVERED"
     else
         {
             echo "build.sh: patches/ changed, and $TREE has work that is not there:"
-            unexported "${covered:-$(tgit rev-list --max-parents=0 HEAD)}" | sed -n 1,12p
+            unexported "${base:-$(tgit rev-list --max-parents=0 HEAD)}" | sed -n 1,12p
         } >&2
-        die "keep that work with ./build.sh export (it rewrites patches/), or drop it with ./build.sh reset; nothing was changed"
+        die "keep that work (commit it, then ./build.sh export: it rewrites patches/), or drop it with ./build.sh reset; nothing was changed"
     fi
     rm -rf "$TMP"
 }
 
 root_is_pinned() { [ "$(tgit rev-parse "$(tgit rev-list --max-parents=0 HEAD)^{tree}")" = "$(lock_value tree)" ]; }
 
-# a tree without work of its own follows patches/; files that stay the same keep their times, so that little is rebuilt
-update_tree() {
+update_tree() { # a tree without work of its own
     if ! root_is_pinned && [ -z "${LLAMA_CPP_SRC:-}" ]; then # another upstream than the lock's
         rm -rf "$TMP"
         materialise
@@ -273,13 +197,12 @@ update_tree() {
     vgit clone -q --template= --shared --no-checkout "$TREE" "$TMP/tree"
     vgit -C "$TMP/tree" checkout -q --detach "$(tgit rev-list --max-parents=0 HEAD)"
     apply_series "$TMP/tree" || die_unapplied
-    tgit fetch -q "$ROOT/$TMP/tree" HEAD
-    tgit reset -q --keep FETCH_HEAD
-    record "$TREE" "$(tgit rev-parse HEAD)"
+    take_over
 }
 
 # makes the tree what patches/ says. What is lost stays in its git: a branch, a stash.
 reset_tree() {
+    local branch
     check_series
     if [ ! -e "$TREE" ]; then materialise; return; fi
     check_tree
@@ -295,8 +218,9 @@ reset_tree() {
     if export_to "$TREE" "$TMP/patches" 2> /dev/null && same_patches "$TMP/patches"; then
         record "$TREE" "$(tgit rev-parse HEAD)"
     else
-        tgit branch -q -f before-reset HEAD
-        note "the commits of $TREE stay on its branch before-reset"
+        branch=before-reset-$(tgit rev-parse --short HEAD)
+        tgit branch -q -f "$branch" HEAD
+        note "the commits of $TREE stay on its branch $branch"
         update_tree
     fi
     rm -rf "$TMP"
