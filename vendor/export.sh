@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # From the commits in vendor/llama.cpp to patches/, the same bytes each time. Sourced by build.sh after source.sh.
 
-
 export_to() { # REPO DIR: a file per commit after the root, and their order in DIR/series; false if git cannot
     local first f name n
     first=$(vgit -C "$1" rev-list --max-parents=0 HEAD)
@@ -28,6 +27,11 @@ same_patches() { # DIR: whether patches/ is exactly that
     [ "$(series)" = "$(cat "$1/series")" ] || return 1
     for p in $(series); do cmp -s "$1/$p" "patches/$p" || return 1; done
     for p in patches/*.patch; do [ ! -f "$p" ] || [ -f "$1/${p##*/}" ] || return 1; done
+}
+
+contained() { # DIR: whether patches/ has every file of it
+    local p
+    while read -r p; do cmp -s "$1/$p" "patches/$p" || return 1; done < "$1/series"
 }
 
 # whether patches/ is the tree's first commits (its last one is then $COVERED), and not fewer of them than it was

@@ -175,6 +175,8 @@ follow_patches() { # patches/ or the lock changed since the record, or the tree 
         update_tree
     elif root_is_pinned && export_to "$TREE" "$TMP/patches" 2> /dev/null && covers "$TMP/patches"; then
         record "$TREE" "$COVERED"
+    elif [ "$clean" ] && [ -f "$TMP/patches/series" ] && contained "$TMP/patches"; then
+        update_tree
     else
         {
             echo "build.sh: patches/ changed, and $TREE has work that is not there:"
