@@ -35,7 +35,7 @@ def generator() -> Path:
 
 @pytest.fixture(scope="session")
 def archs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a tiny random GGUF of each architecture."""
+    """A directory with a tiny random GGUF of each architecture; the same weights each time."""
     directory = tmp_path_factory.mktemp("archs")
-    subprocess.run([str(generator()), "-o", str(directory)], check=True, capture_output=True, timeout=300)
+    subprocess.run([str(generator()), "-s", "1234", "-o", str(directory)], check=True, capture_output=True, timeout=300)
     return directory

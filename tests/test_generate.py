@@ -15,15 +15,9 @@ from llamackpt.sampling import Sampler
 PROMPT = "def read(self, size=-1):\n    "
 
 
-@pytest.fixture(scope="module")
-def shipped() -> Iterator[llamackpt.Model]:
-    with llamackpt.Model(str(llamackpt.default_model())) as model:
-        yield model
-
-
 @pytest.fixture
-def ctx(shipped: llamackpt.Model) -> Iterator[llamackpt.Context]:
-    with shipped.context(n_ctx=256, n_seq_max=2, checkpoints=2) as context:
+def ctx(model: llamackpt.Model) -> Iterator[llamackpt.Context]:
+    with model.context(n_ctx=256, n_seq_max=2, checkpoints=2) as context:
         yield context
 
 
@@ -153,15 +147,15 @@ def test_a_closed_sampler_says_so_whatever_is_asked_of_it() -> None:
 # the stream
 
 
-def test_greedy_generation_is_the_argmax_loop(ctx: llamackpt.Context, shipped: llamackpt.Model) -> None:
+def test_greedy_generation_is_the_argmax_loop(ctx: llamackpt.Context, model: llamackpt.Model) -> None:
     result = generate(ctx, PROMPT, max_tokens=12)
-    tokens = [int(t) for t in shipped.tokenize(PROMPT)]
+    tokens = [int(t) for t in model.tokenize(PROMPT)]
     expected = []
     for _ in range(12):
         tokens = [int(ctx.decode(tokens, seq_id=1)[-1].argmax())]
         expected += tokens
     assert result.tokens == expected
-    assert result.text == shipped.detokenize(expected)
+    assert result.text == model.detokenize(expected)
 
 
 def test_a_result_counts_its_tokens_and_says_why_it_ended(ctx: llamackpt.Context) -> None:
@@ -179,9 +173,9 @@ def test_only_the_last_item_has_a_finish_and_the_indices_count_up(ctx: llamackpt
 
 
 def test_a_seed_repeats_a_text_after_a_checkpoint(
-    ctx: llamackpt.Context, shipped: llamackpt.Model
+    ctx: llamackpt.Context, model: llamackpt.Model
 ) -> None:
-    tokens = shipped.tokenize(PROMPT)
+    tokens = model.tokenize(PROMPT)
     ctx.decode(tokens[:-1])
     with ctx.checkpoint() as ck:
         texts = []
@@ -206,13 +200,13 @@ def test_without_a_stop_in_it_the_text_is_the_same(ctx: llamackpt.Context) -> No
 
 
 def test_closing_a_stream_in_the_middle_leaves_all_but_its_last_token_decoded(
-    ctx: llamackpt.Context, shipped: llamackpt.Model
+    ctx: llamackpt.Context, model: llamackpt.Model
 ) -> None:
     full = generate(ctx, PROMPT, max_tokens=10, seq_id=1).tokens
     stream = stream_generate(ctx, PROMPT, max_tokens=10)
     head = [next(stream).id for _ in range(4)]
     stream.close()
-    assert ctx.pos_max(0) == len(shipped.tokenize(PROMPT)) + 4 - 1 - 1
+    assert ctx.pos_max(0) == len(model.tokenize(PROMPT)) + 4 - 1 - 1
     assert head + generate(ctx, head[-1:], max_tokens=6).tokens == full
 
 
@@ -222,8 +216,8 @@ def test_a_sampler_that_was_passed_in_stays_open(ctx: llamackpt.Context) -> None
         assert sampler.sample(np.array([0, 1], dtype=np.float32)) == 1
 
 
-def test_a_full_context_ends_the_stream_with_everything_that_was_drawn(shipped: llamackpt.Model) -> None:
-    with shipped.context(n_ctx=256) as ctx:
+def test_a_full_context_ends_the_stream_with_everything_that_was_drawn(model: llamackpt.Model) -> None:
+    with model.context(n_ctx=256) as ctx:
         prompt = [5] * (ctx.n_ctx - 4)
         items = list(stream_generate(ctx, prompt, max_tokens=50))
         assert items[-1].finish == "context"
@@ -232,19 +226,19 @@ def test_a_full_context_ends_the_stream_with_everything_that_was_drawn(shipped: 
         assert len(items) - 1 == 5
 
 
-def test_a_prompt_that_does_not_fit_is_an_error(shipped: llamackpt.Model) -> None:
-    with shipped.context(n_ctx=256) as ctx, pytest.raises(ContextFullError):
+def test_a_prompt_that_does_not_fit_is_an_error(model: llamackpt.Model) -> None:
+    with model.context(n_ctx=256) as ctx, pytest.raises(ContextFullError):
         generate(ctx, [5] * (ctx.n_ctx + 1), max_tokens=1)
 
 
 def test_an_end_of_generation_token_ends_the_stream_and_is_not_in_the_result(
-    ctx: llamackpt.Context, shipped: llamackpt.Model
+    ctx: llamackpt.Context, model: llamackpt.Model
 ) -> None:
     class OnlyEnd(Sampler):
         def sample(self, logits: object) -> int:
-            return shipped.eos
+            return model.eos
 
-    if not shipped.is_eog(shipped.eos):
+    if not model.is_eog(model.eos):
         pytest.skip("the model has no end-of-generation token")
     with OnlyEnd() as sampler:
         result = generate(ctx, PROMPT, sampler=sampler)
@@ -267,8 +261,8 @@ def test_an_empty_prompt_is_refused(ctx: llamackpt.Context) -> None:
         generate(ctx, [])
 
 
-def test_a_closed_context_is_a_clear_error(shipped: llamackpt.Model) -> None:
-    ctx = shipped.context(n_ctx=256)
+def test_a_closed_context_is_a_clear_error(model: llamackpt.Model) -> None:
+    ctx = model.context(n_ctx=256)
     ctx.close()
     with pytest.raises(ClosedError):
         generate(ctx, PROMPT)
@@ -278,15 +272,15 @@ def test_a_closed_context_is_a_clear_error(shipped: llamackpt.Model) -> None:
 
 
 def test_a_character_split_over_tokens_comes_out_whole(
-    ctx: llamackpt.Context, shipped: llamackpt.Model
+    ctx: llamackpt.Context, model: llamackpt.Model
 ) -> None:
-    tokens = iter(int(t) for t in shipped.tokenize("é€😀", add_special=False))
+    tokens = iter(int(t) for t in model.tokenize("é€😀", add_special=False))
 
     class Dictated(Sampler):
         def sample(self, logits: object) -> int:
             return next(tokens)
 
-    n = len(shipped.tokenize("é€😀", add_special=False))
+    n = len(model.tokenize("é€😀", add_special=False))
     with Dictated() as sampler:
         items: list[Token] = list(stream_generate(ctx, PROMPT, max_tokens=n, sampler=sampler))
     assert "".join(item.text for item in items) == "é€😀"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,8 @@ from llamackpt.errors import StaleCheckpointError
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Iterator[llamackpt.Model]:
-    with llamackpt.Model(str(llamackpt.default_model())) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def bench(shipped: llamackpt.Model) -> verify.Bench:
-    return verify.Bench(shipped)
+def bench(model: llamackpt.Model) -> verify.Bench:
+    return verify.Bench(model)
 
 
 def statuses(model: llamackpt.Model) -> dict[str, str]:
@@ -35,10 +28,10 @@ def test_every_check_is_exact_on_the_shipped_model(bench: verify.Bench, name: st
 
 
 def test_a_restore_that_does_nothing_fails(
-    shipped: llamackpt.Model, monkeypatch: pytest.MonkeyPatch
+    model: llamackpt.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llamackpt.Checkpoint, "restore", lambda self, seq_id=None: None)
-    found = statuses(shipped)
+    found = statuses(model)
     assert found["repeatable"] == "PASS"
     for name in ("round trip", "fork", "many", "stale", "empty"):
         assert found[name] == "FAIL", name
@@ -67,13 +60,13 @@ def test_a_restore_that_touches_its_neighbour_fails_isolation(
 
 
 def test_a_refused_restore_is_a_failed_check_and_the_others_still_run(
-    shipped: llamackpt.Model, monkeypatch: pytest.MonkeyPatch
+    model: llamackpt.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: llamackpt.Checkpoint, seq_id: int | None = None) -> None:
         raise StaleCheckpointError(-3, "made up")
 
     monkeypatch.setattr(llamackpt.Checkpoint, "restore", refuse)
-    checks = list(verify.verify_checks(shipped))
+    checks = list(verify.verify_checks(model))
     assert len(checks) == len(verify.CHECKS)
     failed = {check.name for check in checks if check.status == "FAIL"}
     assert failed >= {"round trip", "fork", "many", "isolation"}
