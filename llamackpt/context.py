@@ -208,9 +208,7 @@ class Context:
         """Several batches. If a later one does not fit, the sequence goes back to where it was."""
         scratch, out = self._scratch, []
         mask = scratch.mask(len(ids), logits)
-        ident = -1
-        if gate.memory != ffi.NULL:
-            ident = lib.llama_memory_checkpoint_save(gate.memory, seq_id, 0)
+        ident = lib.llama_memory_checkpoint_save(gate.memory, seq_id, 0)
         try:
             for at in range(0, len(ids), scratch.capacity):
                 part = slice(at, at + scratch.capacity)

@@ -13,15 +13,20 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from .._ffi import lib
+from ..checkpoint import Checkpoint
 from ..context import Context
 from ..model import Model
 
 __all__ = ["Latency", "as_json", "format_latency", "measure_latency"]
 
 WARMUP = 5
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -45,10 +50,15 @@ def _repeat(call: Callable[[], object], n: int) -> None:
         call()
 
 
-def _clock(call: Callable[[], object]) -> float:
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    """What the call returned, and how long it took in microseconds."""
     start = time.perf_counter()
-    call()
-    return (time.perf_counter() - start) * 1e6
+    result = call()
+    return result, (time.perf_counter() - start) * 1e6
+
+
+def _clock(call: Callable[[], object]) -> float:
+    return _timed(call)[1]
 
 
 def measure_latency(model: Model, n_ctx: int = 512, runs: int = 50, n_threads: int | None = None) -> Latency:
@@ -84,15 +94,11 @@ def _operations(ctx: Context, runs: int, reset: Callable[[], None]) -> tuple[dic
     """Save and restore, a decoded token between them; then the same with serialised state."""
     times: dict[str, list[float]] = {key: [] for key in ("save", "restore", "delete", "get", "set")}
     for run in range(runs + WARMUP):
-        start = time.perf_counter()
-        ck = ctx.checkpoint()
-        saved = (time.perf_counter() - start) * 1e6
+        ck, saved = _timed(ctx.checkpoint)
         ctx.decode([5])
         restored = _clock(ck.restore)
         deleted = _clock(ck.delete)
-        start = time.perf_counter()
-        state = ctx.state_get(partial=True)
-        got = (time.perf_counter() - start) * 1e6
+        state, got = _timed(lambda: ctx.state_get(partial=True))
         put = _clock(lambda data=state: ctx.state_set(0, data, partial=True))  # type: ignore[misc]
         reset()
         if run >= WARMUP:
@@ -117,16 +123,20 @@ def _tight_loop(ctx: Context, n: int = 2000) -> dict[str, float]:
 
 
 def _device(ctx: Context, runs: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {"save": [], "restore": []}
-    for _ in range(runs):
-        start = time.perf_counter()
+    def save() -> Checkpoint:
         ck = ctx.checkpoint(tier="device")
         ctx.synchronize()
-        times["save"].append((time.perf_counter() - start) * 1e6)
-        start = time.perf_counter()
+        return ck
+
+    def restore(ck: Checkpoint) -> None:
         ck.restore()
         ctx.synchronize()
-        times["restore"].append((time.perf_counter() - start) * 1e6)
+
+    times: dict[str, list[float]] = {"save": [], "restore": []}
+    for _ in range(runs):
+        ck, saved = _timed(save)
+        times["save"].append(saved)
+        times["restore"].append(_clock(partial(restore, ck)))
         ck.delete()
     return {key: statistics.median(values) for key, values in times.items()}
 
