@@ -14,6 +14,7 @@ from bpe import END_OF_TEXT, PRE_NAME, load_tokenizer
 from model import Config
 
 QUANT_TYPES = {t.name.lower(): t for t in (gguf.GGMLQuantizationType[n] for n in ("F32", "F16", "Q8_0"))}
+FILE_TYPES = {t.split("_", 1)[1].lower(): gguf.LlamaFileType[t] for t in ("ALL_F32", "MOSTLY_F16", "MOSTLY_Q8_0")}
 KEPT_F32 = ("norm", "ssm_conv1d", "ssm_a", "ssm_dt", "ssm_beta", "ssm_alpha")
 
 # the model has no notion of a dialogue; this only lets chat endpoints work
@@ -93,6 +94,9 @@ def gguf_tensors(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 def write_model(path: Path, c: Config, state: dict[str, torch.Tensor], tokenizer: Path, type_name: str) -> None:
     writer = gguf.GGUFWriter(path, "qwen35")
     add_metadata(writer, c, "pystdlib-hybrid")
+    writer.add_size_label(f"{sum(value.numel() for value in state.values()) / 1e6:.1f}M")
+    writer.add_file_type(FILE_TYPES[type_name])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_tokenizer(writer, tokenizer)
     for name, value in gguf_tensors(state).items():
         kept = value.ndim < 2 or any(part in name for part in KEPT_F32)
