@@ -1,9 +1,9 @@
 """The command line: arguments in, one call, exit code out.
 
-The work is in demo, info, verify and generate.
+The work is in demo, info, verify, generate, bench and server.
 
 Exit codes: 0 done, 1 a check of `verify` failed or `demo` was not identical, 2 bad input,
-130 interrupted.
+130 interrupted. `serve` ends with the code of llama-server.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):  # the reader has gone, as in `| head`; nothing to say, and nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (LlamaError, ValueError, OSError) as error:
+    except (LlamaError, ValueError, OSError, ImportError) as error:
         print(f"llamackpt: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
 
@@ -81,6 +81,15 @@ def build_parser() -> argparse.ArgumentParser:
     cmd.add_argument("--runs", type=_positive, default=50, metavar="N", help="(default: 50)")
     cmd.add_argument("--json", action="store_true", help="one JSON document")
     cmd.set_defaults(run=_bench)
+
+    cmd = commands.add_parser(
+        "serve", help="llama-server, with checkpoints", usage="llamackpt serve MODEL [FLAG OF LLAMA-SERVER ...]"
+    )
+    cmd.add_argument("model", metavar="MODEL", help="a GGUF")
+    cmd.add_argument(
+        "flags", nargs=argparse.REMAINDER, metavar="FLAG", help="passed on; `serve MODEL --help` lists them"
+    )
+    cmd.set_defaults(run=_serve)
 
     cmd = commands.add_parser("generate", parents=[shared], help="continue a prompt")
     cmd.add_argument("model", metavar="MODEL", help="a GGUF")
@@ -177,6 +186,12 @@ def _bench(args: argparse.Namespace) -> int:
             result = latency.measure_latency(model, args.ctx, args.runs, args.threads)
     print(json.dumps(latency.as_json(result), indent=2) if args.json else latency.format_latency(result))
     return OK
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from .server.serve import serve
+
+    return serve(args.model, args.flags)
 
 
 def _generate(args: argparse.Namespace) -> int:

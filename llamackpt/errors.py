@@ -10,6 +10,12 @@ __all__ = [
     "DecodeError",
     "LlamaError",
     "ModelLoadError",
+    "PromptTooLongError",
+    "RequestError",
+    "ServerConnectionError",
+    "ServerError",
+    "ServerStartError",
+    "ServerTimeoutError",
     "StaleCheckpointError",
     "UnsupportedError",
 ]
@@ -58,3 +64,54 @@ class CheckpointMemoryError(CheckpointError):
 
 class UnsupportedError(CheckpointError):
     """The memory of this model cannot do what was asked for."""
+
+
+class ServerError(LlamaError):
+    """Root of what goes wrong with a llama-server."""
+
+
+class ServerStartError(ServerError):
+    """llama-server ended, or was not healthy in time, before it could be used.
+
+    code:  its exit code (negative: the signal that ended it), None if it was still running.
+    log:   its first error.
+    lines: the last lines of its log.
+    """
+
+    def __init__(self, message: str, code: int | None = None, log: str = "", lines: list[str] | None = None) -> None:
+        super().__init__(message, code, log)
+        self.lines = lines or []
+
+
+class ServerConnectionError(ServerError):
+    """There is no server at the URL, or it went away before the answer was complete."""
+
+
+class ServerTimeoutError(ServerError):
+    """The server said nothing for as long as the caller was ready to wait. It may still be at work."""
+
+
+class RequestError(ServerError):
+    """The server refused the request, or failed at it; the message is its own.
+
+    code: the HTTP status.
+    type: the server's name for the kind of error, as "invalid_request_error", "" if it gave none.
+    """
+
+    def __init__(self, message: str, code: int | None = None, log: str = "", type: str = "") -> None:
+        super().__init__(message, code, log)
+        self.type = type
+
+
+class PromptTooLongError(RequestError):
+    """The prompt does not fit into a slot.
+
+    n_prompt: its tokens; n_ctx: those of a slot.
+    """
+
+    def __init__(
+        self, message: str, code: int | None = None, log: str = "", type: str = "", n_prompt: int = 0, n_ctx: int = 0
+    ) -> None:
+        super().__init__(message, code, log, type)
+        self.n_prompt = n_prompt
+        self.n_ctx = n_ctx
