@@ -13,6 +13,7 @@ commands
   build       (default) set up and build all of it; the package is installed editable in .venv
   demo ...    build, then `llamackpt demo` with these arguments
   test ...    build, then pytest with these arguments
+  stock       build llama-server from upstream without the patches, in build/stock, to compare with
   wheel       a self-contained wheel for any x86-64 CPU with AVX2 (any ARMv8 one), in dist/
   export      write patches/ from the commits in vendor/llama.cpp
   reset       make vendor/llama.cpp what patches/ says (what was not exported stays in its git: a branch, a stash)
@@ -49,7 +50,7 @@ while [ $# -gt 0 ]; do
         --cuda-arch)   [ $# -ge 2 ] || die "--cuda-arch needs a value, as in --cuda-arch 90"; CUDA_ARCH=$2; shift ;;
         --cuda-arch=*) CUDA_ARCH=${1#*=} ;;
         -h | --help)   case $COMMAND in demo | test) break ;; esac; usage; exit ;;
-        build | demo | test | wheel | export | reset) [ "$COMMAND" ] && break; COMMAND=$1 ;;
+        build | demo | test | stock | wheel | export | reset) [ "$COMMAND" ] && break; COMMAND=$1 ;;
         *) break ;;
     esac
     shift
@@ -176,6 +177,7 @@ case $COMMAND in
     build)  build; note "ready ($BACKEND): ./build.sh demo, ./build.sh test, or .venv/bin/llamackpt --help" ;;
     demo)   build; (cd "$CALLER" && "$VENV/bin/llamackpt" demo "$@") ;;
     test)   build; "$PY" -m pytest "$@" ;;
+    stock)  choose_backend; set_up; build_stock "$BACKEND"; note "stock llama-server: build/stock/build/$BACKEND/bin/llama-server" ;;
     wheel)  set_up; build_native wheel; build_wheel ;;
     export) check_git; find_python; lock; export_patches ;;
     reset)  check_git; find_python; check_tools; lock; make_venv; reset_tree ;;

@@ -78,6 +78,24 @@ build_native() { # BACKEND: build/BACKEND/bin
     [ "$(tgit status --porcelain)" ] || echo "$built" > "$dir/.built"
 }
 
+# upstream as it is, laid out as this tree is, so that ccache finds all that the patches leave alone
+build_stock() { # BACKEND: build/stock/build/BACKEND/bin
+    local root
+    root=$(tgit rev-list --max-parents=0 HEAD)
+    mkdir -p build/stock/vendor build/stock/build
+    if [ "$(vgit -C build/stock/$TREE rev-parse HEAD 2> /dev/null)" != "$root" ]; then
+        rm -rf "build/stock/${TREE:?}"
+        vgit clone -q --template= --shared --no-checkout "$TREE" "build/stock/$TREE"
+        vgit -C "build/stock/$TREE" checkout -q --detach "$root"
+    fi
+    (
+        LOCK=$ROOT/$LOCK
+        cd build/stock
+        ROOT=$PWD TARGETS='llama ggml llama-server' UPSTREAM_TESTS=
+        build_native "$1"
+    )
+}
+
 progress() { # ninja's own lines; the thousands of compiler warnings about upstream's code stay in the log
     local line
     while IFS= read -r line; do
