@@ -29,7 +29,8 @@ STATE_BYTES = (
 )
 
 
-def _import_gguf() -> Any:
+def import_gguf() -> Any:
+    """The `gguf` package; ImportError says what to install."""
     try:
         import gguf
     except ImportError as error:
@@ -42,7 +43,7 @@ def write_state_heavy(path: str | os.PathLike[str], seed: int = 0) -> None:
 
     Raises ImportError without the `gguf` package, OSError where `path` cannot be written.
     """
-    gguf = _import_gguf()
+    gguf = import_gguf()
     writer = gguf.GGUFWriter(path, "qwen35")
     _add_metadata(writer)
     with resources.as_file(resources.files("llamackpt") / "data" / "pystdlib-hybrid.gguf") as shipped:

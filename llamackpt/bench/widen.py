@@ -1,4 +1,8 @@
-"""python widen.py IN.gguf OUT.gguf [--state-mib 150]: the same text from a model with the state of a large one.
+"""The same text from a model with the state of a large one, for benchmarks that need drafts to be accepted.
+
+    python -m llamackpt.bench.widen IN.gguf OUT.gguf [--state-mib 150]
+
+IN is a qwen35 whose Gated DeltaNet heads are narrow, as the shipped model. Needs the `gguf` package, as state_heavy does.
 
 Every Gated DeltaNet layer gets the shape that Qwen3.6-27B has, 48 value heads and 16 key heads of 128, and layers are
 added until the recurrent state of a sequence reaches the size asked for (64 layers: 149.62 MiB). What is added is
@@ -13,22 +17,31 @@ everything else that is normalised by sqrt(r): the residual stream, and attentio
 of 4 this is exact. Only the epsilon under Gated DeltaNet's own keys and queries differs, by less than f32 resolves.
 """
 
-import argparse
-from pathlib import Path
+from __future__ import annotations
 
-import gguf
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
+
+from .state_heavy import import_gguf
 
 STATE_DIM, N_KEY_HEADS, N_VALUE_HEADS = 128, 16, 48
 EPSILON = "qwen35.attention.layer_norm_rms_epsilon"
-Tensors = dict[str, np.ndarray]
+Array = npt.NDArray[np.float32]
+Tensors = dict[str, Array]
 
 
 class Shape:
     """The widths that matter here, read from the metadata."""
 
-    def __init__(self, reader: gguf.GGUFReader):
+    def __init__(self, reader: Any) -> None:
         def read(key: str) -> int:
+            if f"qwen35.{key}" not in reader.fields:
+                raise ValueError(f"not a qwen35 that can be widened: it has no qwen35.{key}")
             return int(reader.fields[f"qwen35.{key}"].contents())
 
         self.n_layer = read("block_count")
@@ -94,15 +107,15 @@ def widen_delta_net(layer: Tensors, s: Shape, rng: np.random.Generator) -> Tenso
     return wide
 
 
-def _place_keys(rows: np.ndarray, s: Shape, rng: np.random.Generator, noise: float) -> np.ndarray:
-    wide = rng.standard_normal((N_KEY_HEADS, STATE_DIM, rows.shape[1]), np.float32) * np.float32(noise)
+def _place_keys(rows: Array, s: Shape, rng: np.random.Generator, noise: float) -> Array:
+    wide: Array = rng.standard_normal((N_KEY_HEADS, STATE_DIM, rows.shape[1]), np.float32) * np.float32(noise)
     wide[: s.n_key_heads] = 0
     wide[: s.n_key_heads, : s.state_dim] = rows.reshape(s.n_key_heads, s.state_dim, -1)
     return wide.reshape(-1, rows.shape[1])
 
 
-def _place_values(rows: np.ndarray, s: Shape, rng: np.random.Generator, noise: float) -> np.ndarray:
-    wide = rng.standard_normal((N_VALUE_HEADS, STATE_DIM, rows.shape[1]), np.float32) * np.float32(noise)
+def _place_values(rows: Array, s: Shape, rng: np.random.Generator, noise: float) -> Array:
+    wide: Array = rng.standard_normal((N_VALUE_HEADS, STATE_DIM, rows.shape[1]), np.float32) * np.float32(noise)
     for head, block in enumerate(rows.reshape(s.n_value_heads, s.state_dim, -1)):
         wide[s.value_head(head)] = np.tile(block, (s.ratio, 1))
     return wide.reshape(-1, rows.shape[1])
@@ -117,7 +130,7 @@ def silent_copy(layer: Tensors) -> Tensors:
     return silent
 
 
-def copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, n_layer: int, ratio: int) -> None:
+def copy_metadata(reader: Any, writer: Any, n_layer: int, ratio: int) -> None:
     replaced = {
         EPSILON: reader.fields[EPSILON].contents() / ratio,
         "general.name": "widened",
@@ -135,7 +148,14 @@ def copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, n_layer: int
         writer.add_key_value(field.name, value, field.types[0], sub_type=sub_type)
 
 
-def widen(source: Path, target: Path, state_mib: float, seed: int = 0) -> None:
+def widen(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], state_mib: float = 150.0, seed: int = 0
+) -> float:
+    """Writes the wide model of `source` to `target`; returns the MiB of recurrent state of a sequence of it.
+
+    Raises ImportError without `gguf`, ValueError for a model that does not fit, OSError.
+    """
+    gguf = import_gguf()
     reader = gguf.GGUFReader(source)
     shape = Shape(reader)
     groups = round(state_mib * 2**20 / group_state_bytes(shape))
@@ -145,7 +165,7 @@ def widen(source: Path, target: Path, state_mib: float, seed: int = 0) -> None:
 
     layers: list[Tensors] = [{} for _ in range(shape.n_layer)]
     outside: Tensors = {}
-    types = {}
+    types: dict[str, Any] = {}
     for tensor in reader.tensors:
         value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
         where, name = outside, tensor.name
@@ -172,17 +192,17 @@ def widen(source: Path, target: Path, state_mib: float, seed: int = 0) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    mib = n_layer // shape.interval * group_state_bytes(shape) / 2**20
-    print(f"{target.name}: {n_layer} layers, {target.stat().st_size} bytes, {mib:.3f} MiB of state a sequence")
+    return n_layer // shape.interval * group_state_bytes(shape) / 2**20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="Widen the recurrent state of a model.")
     parser.add_argument("source", type=Path, metavar="IN.gguf")
     parser.add_argument("target", type=Path, metavar="OUT.gguf")
     parser.add_argument("--state-mib", type=float, default=150.0)
     args = parser.parse_args()
-    widen(args.source, args.target, args.state_mib)
+    mib = widen(args.source, args.target, args.state_mib)
+    print(f"{args.target}: {args.target.stat().st_size} bytes, {mib:.3f} MiB of state a sequence")
 
 
 if __name__ == "__main__":
