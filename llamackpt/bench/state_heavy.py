@@ -48,7 +48,7 @@ def write_state_heavy(path: str | os.PathLike[str], seed: int = 0) -> None:
     _add_metadata(writer)
     with resources.as_file(resources.files("llamackpt") / "data" / "pystdlib-hybrid.gguf") as shipped:
         reader = gguf.GGUFReader(shipped)
-        n_vocab = _copy_tokenizer(reader, writer)
+        n_vocab = copy_tokenizer(reader, writer)
 
     # two passes, so that one tensor at a time is in memory: first names and sizes, then data in the same order
     shapes = _tensor_shapes(n_vocab)
@@ -91,7 +91,7 @@ def _add_metadata(writer: Any) -> None:
     writer.add_full_attention_interval(FULL_ATTENTION_INTERVAL)
 
 
-def _copy_tokenizer(reader: Any, writer: Any) -> int:
+def copy_tokenizer(reader: Any, writer: Any) -> int:
     """Copies every tokenizer.* field; returns the number of tokens."""
     for field in reader.fields.values():
         if field.name.startswith("tokenizer."):

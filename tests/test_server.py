@@ -1,0 +1,399 @@
+"""What llama-server must do on a model with a recurrent state: real processes, over HTTP.
+
+The reference is a server that does not draft and has one slot. llama.cpp's sums depend on the shape of a batch: batches of
+the same shape give the same bits, others the same up to rounding, by which two tokens that are all but equally likely may
+change places. So weights and attention's cache are f32 here, and `assert_same` lets such a tie pass, and nothing else. That
+goes for a draft, for several slots at once and for a prompt in parts, with and without --kv-unified.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+from f32_gguf import write_f32
+from llama_gguf import write_llama
+
+import llamackpt
+from llamackpt.errors import PromptTooLongError, RequestError
+from llamackpt.server import Client, Completion, Server
+from llamackpt.server.process import server_program
+
+COMMON = ("--threads", "1", "--cache-ram", "0", "--metrics", "--cache-type-k", "f32", "--cache-type-v", "f32")
+DRAFTS = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "8")
+# a single token that was there before is enough for a draft of 12
+WILD = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "1", "--spec-ngram-simple-size-m", "12")
+TIE = 1e-3  # nats between the two likeliest tokens: what rounding may turn around
+
+PROMPTS = [
+    "def read(self, size=-1):\n",
+    'class Stack:\n    def push(self, item):\n        self.items.append(item)\n\n    def pop(self):\n',
+    "import os\nimport sys\nimport re\nimport os.path\nimport ",
+    "    def __eq__(self, other):\n        return self.x == other.x and self.y == other.y\n\n    def __ne__(self, other):\n",
+    'parser.add_argument("--verbose")\nparser.add_argument("--quiet")\nparser.add_argument("--output")\nparser.',
+    "for i in range(10):\n    for j in range(10):\n        if a[i][j] == 0:\n            a[i][j] = 1\n        elif ",
+    "try:\n    value = int(text)\nexcept ValueError:\n    value = 0\ntry:\n    other = float(text)\nexcept ",
+    "x = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, ",
+]
+
+# letters in no order that could be learned: nearly every draft is wrong from its first token on
+NOISE = {"grammar": "root ::= [a-p]{1,2000}", "temperature": 20.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def greedy(client: Client, prompt: str, n: int = 60, **more: object) -> Completion:
+    return client.completion(prompt, max_tokens=n, temperature=0, **{"cache_prompt": False, **more})  # type: ignore[arg-type]
+
+
+def assert_same(reference: Client, prompt: str, expected: Completion, found: Completion) -> None:
+    """The same tokens, up to the first place where the reference itself hardly prefers its own."""
+    if found.tokens == expected.tokens:
+        return
+    at = next(i for i, pair in enumerate(zip(expected.tokens, found.tokens, strict=False)) if pair[0] != pair[1])
+    prefix = reference.tokenize(prompt) + expected.tokens[:at]
+    last = reference.completion(prefix, max_tokens=1, temperature=0, n_probs=20, cache_prompt=False)
+    logprobs = {item["id"]: item["logprob"] for item in last.raw["completion_probabilities"][0]["top_logprobs"]}
+    gap = logprobs[expected.tokens[at]] - logprobs.get(found.tokens[at], float("-inf"))
+    assert abs(gap) < TIE, f"token {at} of {prompt!r} is {found.text!r}, not {expected.text!r}; {gap} nats apart"
+
+
+@functools.cache
+def server_help() -> str:
+    done = subprocess.run([str(server_program()), "--help"], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+needs_checkpoint_flags = pytest.mark.skipif(
+    "--ckpt-device-mem" not in server_help(), reason="this llama-server keeps its context checkpoints as upstream does"
+)
+
+
+def start(model: Path, *args: str, n_ctx: int = 1024, parallel: int = 1) -> Server:
+    return Server(model, *COMMON, "--ctx-size", str(n_ctx), "--parallel", str(parallel), *args)
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_f32(tmp_path_factory.mktemp("model") / "f32.gguf")
+
+
+@pytest.fixture(scope="module")
+def plain(hybrid: Path) -> Iterator[Client]:
+    with start(hybrid) as server:
+        yield server.client()
+
+
+@pytest.fixture(scope="module")
+def slots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("slots")
+
+
+@pytest.fixture(scope="module")
+def drafting_server(hybrid: Path, slots: Path) -> Iterator[Server]:
+    with start(hybrid, *DRAFTS, "--slot-save-path", str(slots)) as server:
+        yield server
+
+
+@pytest.fixture
+def drafting(drafting_server: Server) -> Iterator[Client]:
+    client = drafting_server.client()
+    yield client
+    assert drafting_server.returncode is None, drafting_server.log_lines()
+    assert client.health()
+
+
+@pytest.fixture(scope="module")
+def wild_server(hybrid: Path) -> Iterator[Server]:
+    with start(hybrid, *WILD, n_ctx=256) as server:
+        yield server
+
+
+@pytest.fixture
+def wild(wild_server: Server) -> Iterator[Client]:
+    client = wild_server.client()
+    yield client
+    assert wild_server.returncode is None, wild_server.log_lines()
+    assert client.health()
+
+
+def counted(client: Client, what: Callable[[], object]) -> dict[str, float]:
+    """By how much each metric grew meanwhile."""
+    before = client.metrics()
+    what()
+    return {name: value - before.get(name, 0.0) for name, value in client.metrics().items()}
+
+
+# -- the same answers -----------------------------------------------------------------------------------------------------
+
+
+def test_ten_identical_requests_have_one_answer(drafting: Client) -> None:
+    answers = [greedy(drafting, PROMPTS[1]) for _ in range(10)]
+    assert len({answer.text for answer in answers}) == 1
+    assert answers[0].timings.draft_n_accepted > 0
+
+
+def test_ten_identical_requests_on_a_warm_slot_have_one_answer(plain: Client, drafting: Client) -> None:
+    expected = greedy(plain, PROMPTS[1])
+    for _ in range(10):
+        assert_same(plain, PROMPTS[1], expected, greedy(drafting, PROMPTS[1], cache_prompt=True))
+
+
+def test_twenty_requests_in_turn_are_those_of_a_server_without_drafts(plain: Client, drafting: Client) -> None:
+    drafted = rejected = 0
+    for turn in range(20):
+        prompt = PROMPTS[turn % len(PROMPTS)] * (1 + turn // len(PROMPTS))
+        expected, found = greedy(plain, prompt, 48), greedy(drafting, prompt, 48, cache_prompt=turn % 2 == 0)
+        assert_same(plain, prompt, expected, found)
+        drafted += found.timings.draft_n
+        rejected += found.timings.draft_n - found.timings.draft_n_accepted
+    assert drafted > rejected > 50
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_seed_draws_the_same_tokens_with_and_without_drafts(plain: Client, drafting: Client, seed: int) -> None:
+    """Each token takes one random number, and a rollback takes the numbers of the rejected tokens back."""
+    options = {"temperature": 0.7, "seed": seed, "repeat_penalty": 1.1, "cache_prompt": False, "max_tokens": 60}
+    rejected = 0
+    for prompt in PROMPTS:
+        expected = plain.completion(prompt, **options)
+        found = drafting.completion(prompt, **options)
+        rejected += found.timings.draft_n - found.timings.draft_n_accepted
+        assert found.tokens == expected.tokens
+    assert rejected > 0
+
+
+def test_a_grammar_holds_and_goes_back_with_the_memory(plain: Client, drafting: Client) -> None:
+    grammar = 'root ::= "[" item (", " item){12} "]"\nitem ::= "(" [0-9]{1,3} ", " [0-9]{1,3} ")"'
+    prompt = "points = [(1, 2), (3, 4), (1, 2), (5, 6)]\nother = "
+    expected = greedy(plain, prompt, 200, grammar=grammar)
+    found = greedy(drafting, prompt, 200, grammar=grammar)
+    assert found.timings.draft_n > found.timings.draft_n_accepted
+    assert_same(plain, prompt, expected, found)
+    pairs = eval(found.text, {"__builtins__": {}})  # digits, commas and brackets, as the grammar says
+    assert len(pairs) == 13 and all(len(pair) == 2 for pair in pairs)
+
+
+def test_the_shipped_model_repeats_itself_bit_for_bit() -> None:
+    with start(llamackpt.default_model(), *DRAFTS) as server:
+        answers = [greedy(server.client(), PROMPTS[1]) for _ in range(10)]
+    assert len({answer.text for answer in answers}) == 1
+    assert answers[0].timings.draft_n_accepted > 0
+
+
+def test_drafts_save_decodes(plain: Client, drafting: Client) -> None:
+    few = counted(drafting, lambda: greedy(drafting, PROMPTS[7], 100))["llamacpp:n_decode_total"]
+    many = counted(plain, lambda: greedy(plain, PROMPTS[7], 100))["llamacpp:n_decode_total"]
+    assert few < many
+
+
+# -- rejection ------------------------------------------------------------------------------------------------------------
+
+
+def test_rejected_drafts_leave_nothing_in_a_small_context(wild: Client) -> None:
+    expected = greedy(wild, PROMPTS[0], 24)
+    drafted = accepted = 0
+    for seed in range(12):
+        done = wild.completion(PROMPTS[0], max_tokens=240, seed=seed, **NOISE)
+        drafted, accepted = drafted + done.timings.draft_n, accepted + done.timings.draft_n_accepted
+        assert set(done.text) <= set("abcdefghijklmnop")
+    assert drafted > 3000
+    assert accepted < 0.05 * drafted
+    assert greedy(wild, PROMPTS[0], 24).tokens == expected.tokens
+    (slot,) = wild.slots()
+    assert slot.n_tokens < 256
+
+
+def test_memory_stays_flat_over_rejected_drafts(wild: Client, wild_server: Server) -> None:
+    def rounds(n: int) -> None:
+        for seed in range(n):
+            wild.completion(PROMPTS[0], max_tokens=200, seed=seed, cache_prompt=False, **NOISE)
+
+    rounds(3)
+    before = wild_server.rss()
+    rounds(12)
+    assert wild_server.rss() - before < 8 * 2**20
+
+
+def test_generation_ends_at_the_end_of_the_context(wild: Client) -> None:
+    prompt = wild.tokenize(PROMPTS[0])
+    done = wild.completion(prompt, max_tokens=1000, seed=1, **NOISE)
+    assert (done.stop, done.truncated) == ("limit", True)
+    assert len(prompt) + len(done.tokens) <= 256
+    with pytest.raises(PromptTooLongError):
+        wild.completion([40] * 300)
+    with pytest.raises(PromptTooLongError):
+        wild.completion([40] * 256)
+    assert len(wild.completion([40] * 254, max_tokens=20).tokens) >= 1
+
+
+def test_clients_that_leave_during_rollbacks_are_cleaned_up_after(wild: Client) -> None:
+    expected = greedy(wild, PROMPTS[0], 24)
+    for n in range(12):
+        stream = wild.stream(PROMPTS[n % 4], max_tokens=200, seed=n, **NOISE)
+        for _ in range(n):
+            next(stream)
+        stream.close()  # type: ignore[attr-defined]
+    assert greedy(wild, PROMPTS[0], 24).tokens == expected.tokens
+    (slot,) = wild.slots()
+    assert not slot.is_processing
+
+
+def test_a_request_that_is_no_json_or_no_prompt_is_refused(wild: Client) -> None:
+    for body in (b"{", b"[]", b'{"prompt": {}}', b'{"prompt": [99999999]}', b'{"prompt": "x", "n_predict": "many"}'):
+        answer = requests.post(f"{wild.url}/completion", data=body, timeout=30)
+        assert answer.status_code >= 400
+        assert answer.json()["error"]["message"]
+
+
+# -- several slots --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", ["--kv-unified", "--no-kv-unified"])
+def test_eight_slots_at_once_write_what_each_writes_alone(plain: Client, hybrid: Path, cache: str) -> None:
+    """Prompts and answers of mixed length; each slot drafts, is rejected and rolls back for itself."""
+    prompts = [prompt * (1 + index % 3) for index, prompt in enumerate(PROMPTS)]
+    lengths = [20 + 12 * index for index in range(8)]
+    expected = [greedy(plain, prompt, n) for prompt, n in zip(prompts, lengths, strict=True)]
+    with start(hybrid, *DRAFTS, cache, n_ctx=8 * 512, parallel=8) as server:
+        client = server.client()
+        with ThreadPoolExecutor(8) as threads:
+            for _ in range(2):
+                found = list(threads.map(lambda job: greedy(client, *job), zip(prompts, lengths, strict=True)))
+                for prompt, one, other in zip(prompts, expected, found, strict=True):
+                    assert_same(plain, prompt, one, other)
+        assert len({answer.id_slot for answer in found}) == 8
+
+
+def test_concurrent_and_cancelled_requests_do_not_disturb_each_other(plain: Client, hybrid: Path) -> None:
+    with start(hybrid, *WILD, n_ctx=4 * 512, parallel=4) as server:
+        client = server.client()
+
+        def leave(seed: int) -> None:
+            stream = client.stream(PROMPTS[seed % 8], max_tokens=200, seed=seed, **NOISE)
+            for _ in range(1 + seed % 5):
+                next(stream)
+            stream.close()  # type: ignore[attr-defined]
+
+        leaving = threading.Thread(target=lambda: [leave(seed) for seed in range(20)])
+        leaving.start()
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(lambda prompt: greedy(client, prompt, 40), PROMPTS * 3))
+        leaving.join()
+        assert server.returncode is None, server.log_lines()
+        for prompt, answer in zip(PROMPTS * 3, found, strict=True):
+            assert_same(plain, prompt, greedy(plain, prompt, 40), answer)
+        assert not any(slot.is_processing for slot in client.slots())
+
+
+# -- prompts that are known already ---------------------------------------------------------------------------------------
+
+
+def test_a_conversation_decodes_only_what_is_new(plain: Client, drafting: Client) -> None:
+    """Each turn takes back what was generated, as an agent does with its reasoning, and puts a shorter answer there."""
+    history = "".join(PROMPTS) * 2
+    drafting.erase_slot(0)
+    for turn in range(6):
+        n_known = len(drafting.tokenize(history))
+        prompt = history + f"\n# question {turn}\n"
+        found = greedy(drafting, prompt, 24, cache_prompt=True)
+        assert_same(plain, prompt, greedy(plain, prompt, 24), found)
+        if turn > 0:
+            assert found.timings.prompt_n <= found.n_prompt - n_known + 8 + 16
+        history = prompt + f"answer {turn}\n"
+
+
+@needs_checkpoint_flags
+@pytest.mark.parametrize("flags", [("--ckpt-device-mem", "0"), ("--ckpt-device-mem", "0", "--ckpt-host-mem", "0")])
+def test_without_memory_for_checkpoints_answers_stay_the_same(plain: Client, hybrid: Path, flags: tuple[str, ...]) -> None:
+    with start(hybrid, *DRAFTS, *flags) as server:
+        client = server.client()
+        for prompt in PROMPTS[:4]:
+            expected = greedy(plain, prompt)
+            for cache in (False, True, True):
+                assert_same(plain, prompt, expected, greedy(client, prompt, cache_prompt=cache))
+
+
+def test_a_plain_transformer_is_served_as_before(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "llama.gguf")
+    with start(path) as server, start(path, *DRAFTS, "--slot-save-path", str(tmp_path)) as other:
+        reference, client = server.client(), other.client()
+        rejected = 0
+        for prompt in PROMPTS:
+            expected, found = greedy(reference, prompt), greedy(client, prompt, cache_prompt=True)
+            assert_same(reference, prompt, expected, found)
+            rejected += found.timings.draft_n - found.timings.draft_n_accepted
+        assert rejected > 0
+        saved = client.save_slot(0, "transformer")
+        client.erase_slot(0)
+        assert client.restore_slot(0, "transformer").n_tokens == saved.n_tokens
+        again = greedy(client, PROMPTS[-1], cache_prompt=True)
+        assert again.timings.prompt_n <= 1
+        assert_same(reference, PROMPTS[-1], expected, again)
+
+
+# -- slot files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_restored_slot_goes_on_as_the_saved_one(plain: Client, drafting: Client) -> None:
+    prompt = "".join(PROMPTS)
+    first = greedy(drafting, prompt, 8, cache_prompt=True)
+    saved = drafting.save_slot(0, "one")
+    assert saved.nbytes > 0 and saved.n_tokens >= first.n_prompt
+    drafting.erase_slot(0)
+    restored = drafting.restore_slot(0, "one")
+    assert restored.n_tokens == saved.n_tokens
+    longer = prompt + first.text + "\n# and then\n"
+    assert_same(plain, longer, greedy(plain, longer), greedy(drafting, longer, cache_prompt=True))
+
+
+@needs_checkpoint_flags
+def test_a_slot_file_carries_its_checkpoints_to_another_server(plain: Client, hybrid: Path, slots: Path) -> None:
+    prompt = "".join(PROMPTS) * 2
+    with start(hybrid, *DRAFTS, "--slot-save-path", str(slots)) as server:
+        greedy(server.client(), prompt, 24, cache_prompt=True)
+        server.client().save_slot(0, "carried")
+    changed = prompt + "\n# something else\n"
+    with start(hybrid, *DRAFTS, "--slot-save-path", str(slots)) as server:
+        server.client().restore_slot(0, "carried")
+        found = greedy(server.client(), changed, cache_prompt=True)
+    assert found.timings.prompt_n < 0.2 * found.n_prompt
+    assert_same(plain, changed, greedy(plain, changed), found)
+
+
+@needs_checkpoint_flags
+def test_a_cut_or_changed_slot_file_is_refused_and_changes_nothing(drafting: Client, slots: Path) -> None:
+    prompt = "".join(PROMPTS[:4])
+    greedy(drafting, prompt, 16, cache_prompt=True)
+    drafting.save_slot(0, "whole")
+    whole = (slots / "whole").read_bytes()
+    rng = random.Random(5)
+    broken = [whole[: len(whole) * part // 20] for part in range(20)] + [whole[:-1], whole + b"\0"]
+    for at in [*range(0, 48, 4), *(rng.randrange(len(whole)) for _ in range(24))]:
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << rng.randrange(8)
+        broken.append(bytes(flipped))
+    warm = greedy(drafting, prompt, 16, cache_prompt=True)
+    for index, content in enumerate(broken):
+        (slots / "broken").write_bytes(content)
+        with pytest.raises(RequestError) as caught:
+            drafting.restore_slot(0, "broken")
+        assert caught.value.code == 400, index
+    again = greedy(drafting, prompt, 16, cache_prompt=True)
+    assert again.tokens == warm.tokens
+    assert again.timings.prompt_n == warm.timings.prompt_n
+    assert drafting.restore_slot(0, "whole").n_tokens > 0
+
+
+def test_a_slot_file_that_is_not_there_or_not_allowed_is_refused(drafting: Client) -> None:
+    for name in ("none", "../whole", "/etc/passwd", ""):
+        with pytest.raises(RequestError) as caught:
+            drafting.restore_slot(0, name)
+        assert caught.value.code == 400
+    with pytest.raises(RequestError):
+        drafting.restore_slot(7, "none")
