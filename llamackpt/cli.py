@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -74,12 +75,24 @@ def build_parser() -> argparse.ArgumentParser:
     cmd.add_argument("--json", action="store_true", help="one JSON document")
     cmd.set_defaults(run=_verify)
 
-    cmd = commands.add_parser("bench", parents=[shared], help="what checkpoints cost on this machine")
-    cmd.add_argument("what", choices=["latency"], help="latency: save, restore and the decodes around them")
-    cmd.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF (default: a 150 MiB state, written with gguf)")
-    cmd.add_argument("--ctx", type=_positive, default=512, metavar="N", help="(default: 512)")
-    cmd.add_argument("--runs", type=_positive, default=50, metavar="N", help="(default: 50)")
+    cmd = commands.add_parser("bench", parents=[shared], help="what checkpoints cost and save on this machine")
+    cmd.add_argument(
+        "what",
+        choices=["latency", "server"],
+        help="latency: save, restore and the decodes around them. server: llama-server beside a stock one",
+    )
+    cmd.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a GGUF (default: one with a 150 MiB state, written with gguf)"
+    )
     cmd.add_argument("--json", action="store_true", help="one JSON document")
+    cmd.add_argument("--runs", type=_positive, metavar="N", help="(default: 50; server: 4)")
+    cmd.add_argument("--ctx", type=_positive, default=512, metavar="N", help="latency: (default: 512)")
+    cmd.add_argument("--tokens", type=_positive, default=128, metavar="N", help="server: of each text (default: 128)")
+    cmd.add_argument("--history", type=_positive, default=8192, metavar="N", help="server: tokens (default: 8192)")
+    cmd.add_argument(
+        "--stock", metavar="PROGRAM", help="server: the stock llama-server (default: what ./build.sh stock built)"
+    )
+    cmd.add_argument("--flags", default="", metavar="TEXT", help="server: more flags for all of them, as one argument")
     cmd.set_defaults(run=_bench)
 
     cmd = commands.add_parser(
@@ -175,16 +188,38 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        return (_bench_latency if args.what == "latency" else _bench_server)(args, Path(directory))
+
+
+def _bench_latency(args: argparse.Namespace, directory: Path) -> int:
     from .bench import latency, state_heavy
 
-    with tempfile.TemporaryDirectory() as directory:
-        if args.model is None:
-            args.model = str(Path(directory) / "state-heavy.gguf")
-            state_heavy.write_state_heavy(args.model)
-        model, _ = _open(args)
-        with model:
-            result = latency.measure_latency(model, args.ctx, args.runs, args.threads)
+    if args.model is None:
+        args.model = str(directory / "state-heavy.gguf")
+        state_heavy.write_state_heavy(args.model)
+    model, _ = _open(args)
+    with model:
+        result = latency.measure_latency(model, args.ctx, args.runs or 50, args.threads)
     print(json.dumps(latency.as_json(result), indent=2) if args.json else latency.format_latency(result))
+    return OK
+
+
+def _bench_server(args: argparse.Namespace, directory: Path) -> int:
+    from .bench import run_server, server
+
+    flags = ["--n-gpu-layers", str(args.n_gpu_layers)] if args.n_gpu_layers >= 0 else []
+    flags += ["--threads", str(args.threads)] if args.threads else []
+    result = run_server.measure_server(
+        args.model,
+        directory,
+        stock=args.stock,
+        flags=[*flags, *shlex.split(args.flags)],
+        runs=args.runs or 4,
+        n_tokens=args.tokens,
+        n_history=args.history,
+    )
+    print(json.dumps(server.as_json(result), indent=2) if args.json else server.format_server(result))
     return OK
 
 

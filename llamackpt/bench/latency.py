@@ -5,22 +5,20 @@ Measuring returns data; reporting is apart. It knows the package as a user does,
 
 from __future__ import annotations
 
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from .._ffi import lib
 from ..checkpoint import Checkpoint
 from ..context import Context
 from ..model import Model
+from .machine import where
 
 __all__ = ["Latency", "as_json", "format_latency", "measure_latency"]
 
@@ -201,17 +199,7 @@ def _import_seconds() -> float:
 
 def as_json(result: Latency) -> dict[str, object]:
     """With where and when it was measured."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    build = Path(__file__).parent.parent / "lib" / "BUILD.json"
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": f"{cpu}, {platform.system()}",
-        "build": build.read_text() if build.exists() else None,
-        **asdict(result),
-    }
+    return {**where(), **asdict(result)}
 
 
 def format_latency(result: Latency) -> str:

@@ -1,0 +1,57 @@
+"""The whole of `llamackpt bench server`: which models, which measurements, in which order. Progress is on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import default_model
+from ..model import Model
+from .server import Bench, Setup, describe, find_stock, measure_rejection, measure_speculation
+from .server_prompts import measure_conversation, measure_restore
+from .widen import widen
+
+__all__ = ["measure_server"]
+
+N_TURNS, N_ROUNDS, N_RESTORED = 20, 1000, 512
+
+
+def measure_server(
+    model: str | None,
+    directory: Path,
+    *,
+    stock: str | None = None,
+    flags: Sequence[str] = (),
+    runs: int = 4,
+    n_tokens: int = 128,
+    n_history: int = 8192,
+) -> Bench:
+    """All of it. Without a model, drafts and slots are measured on the shipped one with a state of 150 MiB, the rest as it is.
+
+    directory: for the model, logs and slot files; about 1 GB.
+
+    Raises ImportError without requests, or without gguf where a model has to be written, FileNotFoundError, ServerError.
+    """
+    program = Path(stock) if stock else find_stock()
+    if program and not program.is_file():
+        raise FileNotFoundError(f"{program}: no such file")
+    light = Path(model) if model else default_model()
+    heavy = light
+    if not model:
+        heavy = directory / "wide.gguf"
+        _progress("writing the model")
+        widen(light, heavy)
+    bench = Bench(details={"model": describe(heavy), "model of the conversation and the rejection": describe(light)})
+    setup = Setup(program, directory, tuple(flags))
+    measure_speculation(bench, setup, heavy, runs, n_tokens, _progress)
+    measure_restore(bench, setup, heavy, N_RESTORED, 3, directory, _progress)
+    with Model(light, vocab_only=True) as one:
+        architecture = one.metadata["general.architecture"]
+    measure_conversation(bench, setup, light, architecture, n_history, N_TURNS, _progress)
+    measure_rejection(bench, setup, light, N_ROUNDS, _progress)
+    return bench
+
+
+def _progress(text: str) -> None:
+    print(f"bench server: {text}", file=sys.stderr, flush=True)
