@@ -78,16 +78,19 @@ def build_parser() -> argparse.ArgumentParser:
     cmd = commands.add_parser("bench", parents=[shared], help="what checkpoints cost and save on this machine")
     cmd.add_argument(
         "what",
-        choices=["latency", "server"],
-        help="latency: save, restore and the decodes around them. server: llama-server beside a stock one",
+        choices=["latency", "long-context", "server"],
+        help="latency: save, restore and the decodes around them. long-context: the same with 100000 tokens held. "
+        "server: llama-server beside a stock one",
     )
     cmd.add_argument(
         "model", nargs="?", metavar="MODEL", help="a GGUF (default: one with a 150 MiB state, written with gguf)"
     )
     cmd.add_argument("--json", action="store_true", help="one JSON document")
     cmd.add_argument("--runs", type=_positive, metavar="N", help="(default: 50; server: 4)")
-    cmd.add_argument("--ctx", type=_positive, default=512, metavar="N", help="latency: (default: 512)")
-    cmd.add_argument("--tokens", type=_positive, default=128, metavar="N", help="server: of each text (default: 128)")
+    cmd.add_argument("--ctx", type=_positive, metavar="N", help="(default: 512; long-context: 262144)")
+    cmd.add_argument(
+        "--tokens", type=_positive, metavar="N", help="long-context: held (100000). server: of each text (128)"
+    )
     cmd.add_argument("--history", type=_positive, default=8192, metavar="N", help="server: tokens (default: 8192)")
     cmd.add_argument(
         "--stock", metavar="PROGRAM", help="server: the stock llama-server (default: what ./build.sh stock built)"
@@ -189,7 +192,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as directory:
-        return (_bench_latency if args.what == "latency" else _bench_server)(args, Path(directory))
+        run = {"latency": _bench_latency, "long-context": _bench_long_context, "server": _bench_server}[args.what]
+        return run(args, Path(directory))
 
 
 def _bench_latency(args: argparse.Namespace, directory: Path) -> int:
@@ -200,8 +204,23 @@ def _bench_latency(args: argparse.Namespace, directory: Path) -> int:
         state_heavy.write_state_heavy(args.model)
     model, _ = _open(args)
     with model:
-        result = latency.measure_latency(model, args.ctx, args.runs or 50, args.threads)
+        result = latency.measure_latency(model, args.ctx or 512, args.runs or 50, args.threads)
     print(json.dumps(latency.as_json(result), indent=2) if args.json else latency.format_latency(result))
+    return OK
+
+
+def _bench_long_context(args: argparse.Namespace, directory: Path) -> int:
+    from .bench import long_context, state_heavy
+
+    if args.model is None:
+        args.model = str(directory / "long-context.gguf")
+        state_heavy.write_state_heavy(args.model, shape=state_heavy.LONG_CONTEXT)
+    model, _ = _open(args)
+    with model:
+        result = long_context.measure_long_context(
+            model, args.ctx or 262144, args.tokens or 100_000, args.runs or 50, args.threads
+        )
+    print(json.dumps(long_context.as_json(result), indent=2) if args.json else long_context.format_long_context(result))
     return OK
 
 
@@ -216,7 +235,7 @@ def _bench_server(args: argparse.Namespace, directory: Path) -> int:
         stock=args.stock,
         flags=[*flags, *shlex.split(args.flags)],
         runs=args.runs or 4,
-        n_tokens=args.tokens,
+        n_tokens=args.tokens or 128,
         n_history=args.history,
     )
     print(json.dumps(server.as_json(result), indent=2) if args.json else server.format_server(result))

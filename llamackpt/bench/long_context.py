@@ -1,0 +1,103 @@
+"""What a checkpoint costs when the context holds many tokens: only the number of attention cells matters here.
+
+Times are of calls from Python, in microseconds, medians; the worst of each kind inside the library is beside them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from ..context import Context
+from ..model import Model
+from .machine import where
+
+__all__ = ["LongContext", "as_json", "format_long_context", "measure_long_context"]
+
+N_DRAFT = 64
+
+
+@dataclass
+class LongContext:
+    """Rows in the order in which they were measured: (what, microseconds)."""
+
+    model: str
+    n_ctx: int
+    n_tokens: int
+    n_draft: int
+    fill_s: float
+    rows: dict[str, float]
+    worst_inside: dict[str, float]
+
+
+def measure_long_context(
+    model: Model, n_ctx: int = 262144, n_tokens: int = 100_000, runs: int = 50, n_threads: int | None = None
+) -> LongContext:
+    """Fills a sequence with `n_tokens`, then saves, decodes a draft of 64 and restores, `runs` times for each kind."""
+    with model.context(n_ctx=n_ctx, n_batch=2048, n_ubatch=512, n_seq_max=2, checkpoints=8, n_threads=n_threads) as ctx:
+        start = time.perf_counter()
+        for pos in range(0, n_tokens, 2048):
+            n = min(2048, n_tokens - pos)
+            ctx.decode([5 + (pos + i) % 97 for i in range(n)], logits=None)
+        filled = time.perf_counter() - start
+        rows = _rollback(ctx, runs) | _full(ctx, runs) | _fork(ctx, max(3, runs // 10))
+        perf = ctx.checkpoint_perf()
+        worst = {"save": perf.t_save_max_us, "restore": perf.t_restore_max_us, "seq_rm": perf.t_seq_rm_max_us}
+    return LongContext(model.desc, n_ctx, n_tokens, N_DRAFT, filled, rows, worst)
+
+
+def _clock(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e6
+
+
+def _rounds(ctx: Context, runs: int, *, full: bool) -> tuple[list[float], list[float]]:
+    saved, restored = [], []
+    for _ in range(runs):
+        start = time.perf_counter()
+        ck = ctx.checkpoint(full=full)
+        saved.append((time.perf_counter() - start) * 1e6)
+        ctx.decode([7] * N_DRAFT, logits=None)
+        restored.append(_clock(ck.restore))
+        ck.delete()
+    return saved, restored
+
+
+def _rollback(ctx: Context, runs: int) -> dict[str, float]:
+    saved, restored = _rounds(ctx, runs, full=False)
+    return {"save, rollback": statistics.median(saved), f"restore over {N_DRAFT} tokens": statistics.median(restored)}
+
+
+def _full(ctx: Context, runs: int) -> dict[str, float]:
+    saved, restored = _rounds(ctx, runs, full=True)
+    return {"save, full": statistics.median(saved), "restore, full, own sequence": statistics.median(restored)}
+
+
+def _fork(ctx: Context, runs: int) -> dict[str, float]:
+    """Into another sequence every cell gets a second owner, which cannot be had for nothing; seq_cp does the same."""
+    with ctx.checkpoint(full=True) as ck:
+        forked, copied = [], []
+        for _ in range(runs):
+            ctx.seq_rm(1)
+            forked.append(_clock(lambda: ck.restore(1)))
+            ctx.seq_rm(1)
+            copied.append(_clock(lambda: ctx.seq_cp(0, 1)))
+        ctx.seq_rm(1)
+    return {"restore, full, other sequence": statistics.median(forked), "seq_cp to compare": statistics.median(copied)}
+
+
+def as_json(result: LongContext) -> dict[str, object]:
+    """With where and when it was measured."""
+    return {**where(), **asdict(result)}
+
+
+def format_long_context(result: LongContext) -> str:
+    """For a person."""
+    held = f"{result.n_tokens} tokens of {result.n_ctx} held, filled in {result.fill_s:.0f} s"
+    lines = [f"{result.model}: {held}; medians in us", ""]
+    lines += [f"{name:34}{value:12.1f}" for name, value in result.rows.items()]
+    lines += [f"{'worst ' + name + ' inside the library':34}{value:12.1f}" for name, value in result.worst_inside.items()]
+    return "\n".join(lines)
