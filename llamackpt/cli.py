@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     cmd.add_argument(
         "--tokens", type=_positive, metavar="N", help="long-context: held (100000). server: of each text (128)"
     )
+    cmd.add_argument("--draft", type=_positive, default=8, metavar="N", help="server: most tokens of one (default: 8)")
     cmd.add_argument("--history", type=_positive, default=8192, metavar="N", help="server: tokens (default: 8192)")
     cmd.add_argument(
         "--stock", metavar="PROGRAM", help="server: the stock llama-server (default: what ./build.sh stock built)"
@@ -234,6 +235,7 @@ def _bench_server(args: argparse.Namespace, directory: Path) -> int:
         directory,
         stock=args.stock,
         flags=[*flags, *shlex.split(args.flags)],
+        draft=args.draft,
         runs=args.runs or 4,
         n_tokens=args.tokens or 128,
         n_history=args.history,

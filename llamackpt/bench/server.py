@@ -21,8 +21,6 @@ from .machine import where
 
 __all__ = ["Bench", "Row", "Setup", "as_json", "find_stock", "format_server", "measure_rejection", "measure_speculation"]
 
-DRAFTS = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "8")
-NO_DRAFT_ACCEPTED = ("--spec-synth-rates", ",".join(["0"] * 8))
 TEXTS = ("argparse", "textwrap", "difflib", "shlex", "statistics", "fractions", "csv", "configparser")
 N_PROMPT = 128
 N_ROUNDS = "llamacpp:spec_decode_num_drafts_total"
@@ -37,11 +35,18 @@ class Setup:
     stock: the program of a stock server, None without one.
     logs:  a directory; what a server logs is added to a file there.
     flags: more of llama-server's.
+    draft: the most tokens of a draft.
     """
 
     stock: Path | None
     logs: Path
     flags: tuple[str, ...] = ()
+    draft: int = 8
+
+    def drafts(self) -> tuple[str, ...]:
+        """What followed the last occurrence of the last two tokens; flags of llama-server."""
+        n = "--spec-ngram-simple-size-n"
+        return ("--spec-type", "ngram-simple", n, "2", "--spec-ngram-simple-size-m", f"{self.draft}")
 
     def start(self, model: Path, *args: str, stock: bool = False) -> Server:
         """One slot, no cache in host memory beside the slots."""
@@ -118,7 +123,7 @@ def measure_speculation(
     rounds: dict[str, float] = {}
     same = {"stock": 0, "patched": 0}
     wrong = {"stock": 0, "patched": 0}
-    with setup.start(model, *size) as undrafted, setup.pair(model, *size, *DRAFTS) as servers:
+    with setup.start(model, *size) as undrafted, setup.pair(model, *size, *setup.drafts()) as servers:
         reference = undrafted.client(600)
         for index, prompt in enumerate(prompts(reference, n_texts)):
             progress(f"drafts: text {index + 1} of {n_texts}")
@@ -142,7 +147,7 @@ def measure_speculation(
     bench.details["drafts"] = detail
     bench.add("undrafted", "tokens a second without drafts, median of the texts", "1/s", {"patched": speeds.pop("undrafted")},
               "the same code")  # fmt: skip
-    bench.add("drafted", "tokens a second with n-gram drafts of up to 8, median of the texts", "1/s", speeds)
+    bench.add("drafted", f"tokens a second with n-gram drafts of up to {setup.draft}, median of the texts", "1/s", speeds)
     if ratios:
         ratio = {"patched": statistics.median(ratios)}
         bench.add("drafted / stock", "the same, patched over stock text by text, median", "", ratio, "is the divisor")
@@ -181,7 +186,8 @@ def measure_rejection(bench: Bench, setup: Setup, model: Path, n_rounds: int, pr
     grown: dict[str, float] = {}
     held: dict[str, float] = {}
     drafts: dict[str, float] = {}
-    with setup.pair(model, "--ctx-size", "1024", *DRAFTS, *NO_DRAFT_ACCEPTED) as servers:
+    none_right = ("--spec-synth-rates", ",".join(["0"] * setup.draft))
+    with setup.pair(model, "--ctx-size", "1024", *setup.drafts(), *none_right) as servers:
         for name, server in servers.items():
             progress(f"rejection: {name}")
             client = server.client(600)
