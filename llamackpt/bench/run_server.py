@@ -32,8 +32,11 @@ def measure_server(
 
     directory: for the model, logs and slot files; about 1 GB.
 
-    Raises ImportError without requests, or without gguf where a model has to be written, FileNotFoundError, ServerError.
+    Raises ImportError without requests, or without gguf where a model has to be written, ValueError, FileNotFoundError,
+    ServerError.
     """
+    if draft < 2:
+        raise ValueError("a draft needs 2 tokens or more: llama-server makes none that is shorter than what it looked for")
     program = Path(stock) if stock else find_stock()
     if program and not program.is_file():
         raise FileNotFoundError(f"{program}: no such file")

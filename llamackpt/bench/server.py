@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __file__ as package
+from ..errors import ServerError
 from ..model import Model
 from ..server import Client, Completion, Server
 from .machine import where
@@ -212,7 +213,7 @@ def _reject(client: Client, n_rounds: int) -> float:
         done = client.completion("x = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ", max_tokens=900, temperature=0, seed=1, ignore_eos=True)
         before, count = count, client.metrics()[N_ROUNDS]
         if count == before:
-            raise RuntimeError(f"a completion of {len(done.tokens)} tokens had no draft: nothing to measure")
+            raise ServerError(f"a completion of {len(done.tokens)} tokens had no draft: there is nothing to measure")
     return count - start
 
 

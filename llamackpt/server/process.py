@@ -129,6 +129,9 @@ class Server:
     def rss(self) -> int:
         """Bytes of its memory that are resident now. Raises ProcessLookupError if it has ended."""
         if self.returncode is None:
+            statm = Path(f"/proc/{self.pid}/statm")
+            if statm.exists():  # Linux
+                return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             done = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, text=True, check=False)
             if done.stdout.strip():
                 return int(done.stdout) * 1024
