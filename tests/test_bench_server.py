@@ -31,7 +31,7 @@ def test_all_rows_are_there_with_the_same_program_on_both_sides(tmp_path: Path, 
     for row in bench.rows:
         assert row.measures
         assert (row.stock is None) == bool(row.why_not)
-    assert json.loads(json.dumps(server.as_json(bench)))["details"]["conversation"]
+    assert json.loads(json.dumps(server.as_json(bench)))["details"]["conversation, text"]
     assert all(name in server.format_server(bench) for name in rows)
 
 

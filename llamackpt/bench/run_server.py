@@ -9,7 +9,7 @@ from pathlib import Path
 from .. import default_model
 from ..model import Model
 from .server import Bench, Setup, describe, find_stock, measure_rejection, measure_speculation
-from .server_prompts import measure_conversation, measure_restore
+from .server_prompts import MARKERS, measure_conversation, measure_restore
 from .widen import widen
 
 __all__ = ["measure_server"]
@@ -52,7 +52,8 @@ def measure_server(
     measure_restore(bench, setup, heavy, N_RESTORED, 3, directory, _progress)
     with Model(light, vocab_only=True) as one:
         architecture = one.metadata["general.architecture"]
-    measure_conversation(bench, setup, light, architecture, n_history, N_TURNS, _progress)
+    for marker in MARKERS:
+        measure_conversation(bench, setup, light, architecture, n_history, N_TURNS, marker, _progress)
     measure_rejection(bench, setup, light, N_ROUNDS, _progress)
     return bench
 

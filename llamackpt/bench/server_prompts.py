@@ -10,9 +10,11 @@ from typing import Any
 from ..server import Client, Server
 from .server import Bench, Setup, medians, texts
 
-__all__ = ["measure_conversation", "measure_restore"]
+__all__ = ["MARKERS", "measure_conversation", "measure_restore"]
 
-USER, ASSISTANT, THINK = "\n### user\n", "\n### assistant\n", "<think>\n"
+USER, ASSISTANT = "<|endoftext|>user\n", "<|endoftext|>assistant\n"  # one token and its role, as in most chat templates
+# what a template puts behind that for the model to think: one token in most vocabularies, several where it is plain text
+MARKERS = {"1 token": "<|endoftext|>", "text": "<think>\n"}
 DELIMITERS = [{"role": "user", "delimiter": USER}, {"role": "assistant", "delimiter": ASSISTANT}]
 N_GENERATED = 32
 
@@ -35,9 +37,12 @@ def measure_conversation(
     architecture: str,
     n_history: int,
     n_turns: int,
+    marker: str,
     progress: Callable[[str], None],
 ) -> None:
     """Each turn's prompt has what the one before had, its answer without what was thought, and a new message.
+
+    marker: of MARKERS, what begins the reasoning and goes with it.
 
     New are the tokens behind what two prompts have in common; the first turn has no prompt before it and is left out.
     """
@@ -50,11 +55,11 @@ def measure_conversation(
     n_new = 0
     with setup.pair(model, *flags) as servers:
         clients = {name: server.client(1800) for name, server in servers.items()}
-        history = USER + _cut(clients["patched"], material, n_history)
+        history = USER + _cut(clients["patched"], material, n_history).strip()
         last: list[int] = []
         for turn in range(n_turns):
-            progress(f"conversation: turn {turn + 1} of {n_turns}")
-            prompt = clients["patched"].tokenize(history + ASSISTANT + THINK)
+            progress(f"conversation, {marker}: turn {turn + 1} of {n_turns}")
+            prompt = clients["patched"].tokenize(history + ASSISTANT + MARKERS[marker])
             new = len(prompt) - _common(prompt, last)
             n_new += new if turn else 0
             row: dict[str, object] = {"prompt": len(prompt), "new": new}
@@ -66,13 +71,13 @@ def measure_conversation(
                     decoded[name] = decoded.get(name, 0) + n_decoded
             detail.append(row)
             last = prompt
-            message = material[(turn + 1) * 997 :][:240]
+            message = material[(turn + 1) * 997 :][:240].strip()
             history += f"{ASSISTANT}Step {turn} is done.{USER}{message}"
-    bench.details["conversation"] = detail
-    what = f"turns 2 to {n_turns} with {n_history} tokens of history, reasoning stripped"
-    bench.add("decoded / new", f"prompt tokens decoded for each new one, {what}", "",
+    bench.details[f"conversation, {marker}"] = detail
+    what = f"turns 2 to {n_turns}, {n_history} tokens of history, reasoning and its marker ({marker}) stripped"
+    bench.add(f"decoded / new, {marker}", f"prompt tokens decoded for each new one, {what}", "",
               {name: n / n_new for name, n in decoded.items()})  # fmt: skip
-    bench.add("first token, turn", f"median time to the first token, {what}", "ms", medians(first_ms))
+    bench.add(f"turn, first token, {marker}", f"median time to the first token, {what}", "ms", medians(first_ms))
 
 
 def measure_restore(
