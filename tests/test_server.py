@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -74,8 +75,8 @@ needs_checkpoint_flags = pytest.mark.skipif(
 )
 
 
-def start(model: Path, *args: str, n_ctx: int = 1024, parallel: int = 1) -> Server:
-    return Server(model, *COMMON, "--ctx-size", str(n_ctx), "--parallel", str(parallel), *args)
+def start(model: Path, *args: str, n_ctx: int = 1024, parallel: int = 1, **more: Any) -> Server:
+    return Server(model, *COMMON, "--ctx-size", str(n_ctx), "--parallel", str(parallel), *args, **more)
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +378,62 @@ def test_a_conversation_decodes_only_what_is_new(plain: Client, drafting: Client
         if turn > 0:
             assert found.timings.prompt_n <= found.n_prompt - n_known + 8 + 16
         history = prompt + f"answer {turn}\n"
+
+
+def test_checkpoints_give_way_when_the_context_is_full(plain: Client, hybrid: Path) -> None:
+    """Each prompt leaves another branch behind, with its checkpoints and what they hold of the context."""
+    with start(hybrid, *DRAFTS, n_ctx=512) as server:
+        client = server.client()
+        for turn in range(8):
+            prompt = PROMPTS[0] + "".join(PROMPTS[(turn + i) % 8] for i in range(1, 8)) + f"# {turn}\n"
+            assert 200 < len(plain.tokenize(prompt)) < 280
+            found = greedy(client, prompt, 220, cache_prompt=True)
+            assert len(found.tokens) == 220 or found.stop == "eos"
+            assert_same(plain, prompt, greedy(plain, prompt, 220), found)
+        (slot,) = client.slots()
+        assert slot.n_tokens <= 512
+
+
+@needs_checkpoint_flags
+def test_checkpoints_keep_to_their_memory(plain: Client, hybrid: Path) -> None:
+    """One state is 114 KiB. The device has room for some, then the host for some, then the least useful go."""
+    limits = {"device": 1, "host": 1}
+    flags = ("--ckpt-device-mem", "1", "--ckpt-host-mem", "1", "--checkpoint-min-step", "1")
+    delimiters = [{"role": "user", "delimiter": "<|endoftext|>user"}]
+    with start(hybrid, *DRAFTS, *flags, n_ctx=4096) as server:
+        client = server.client()
+        prompt = ""
+        for turn in range(40):
+            prompt += f"<|endoftext|>user\n{PROMPTS[turn % 8]}# {turn}\n"
+            found = greedy(client, prompt, 4, cache_prompt=True, message_delimiters=delimiters)
+            held = client.metrics()
+            for tier, mib in limits.items():
+                assert held[f'llamacpp:checkpoint_bytes{{tier="{tier}"}}'] <= mib * 2**20
+        assert held['llamacpp:checkpoint_bytes{tier="host"}'] > 0.5 * 2**20
+        assert found.timings.prompt_n < 100
+        assert_same(plain, prompt[-2000:], greedy(plain, prompt[-2000:], 4), greedy(client, prompt[-2000:], 4))
+
+
+@needs_checkpoint_flags
+def test_timings_and_metrics_say_what_checkpoints_did(hybrid: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with start(hybrid, *DRAFTS, log=log, env={"LLAMA_TRACE": "1"}) as server:
+        client = server.client()
+        prompt = "".join(PROMPTS)
+        first = greedy(client, prompt, 40, cache_prompt=True).timings
+        again = greedy(client, prompt + "# else\n", 40, cache_prompt=True).timings
+        metrics = client.metrics()
+    assert (first.cache_miss_reason, first.cache_n) == ("slot_empty", 0)
+    assert again.cache_n > 0.9 * again.prompt_n
+    assert first.checkpoint_save_n >= first.checkpoint_restore_n > 0
+    for what in ("save", "restore"):
+        total = sum(timings.raw[f"checkpoint_{what}_n"] for timings in (first, again))
+        assert metrics[f"llamacpp:checkpoint_{what}_count"] == total
+        assert metrics[f"llamacpp:checkpoint_{what}_seconds_total"] > 0
+    assert metrics["llamacpp:checkpoint_hits_total"] == 1
+    assert metrics['llamacpp:checkpoint_misses_total{reason="slot_empty"}'] == 1
+    # one decode a round: each draft is checked once, and what is left of it is decoded with the next one
+    assert log.read_text().count(" draft tokens") == metrics["llamacpp:spec_decode_num_drafts_total"]
 
 
 @needs_checkpoint_flags

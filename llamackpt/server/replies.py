@@ -24,6 +24,14 @@ class Timings:
     predicted_ms: float
     draft_n: int
     draft_n_accepted: int
+    cache_miss_n: int
+    """Prompt tokens that the slot had and that were decoded again all the same. This and the rest: not from upstream."""
+    cache_miss_reason: str
+    """Why not all that the prompt and the slot have in common was used again; "none" if it was."""
+    checkpoint_save_n: int
+    checkpoint_save_ms: float
+    checkpoint_restore_n: int
+    checkpoint_restore_ms: float
     raw: Json = field(repr=False)
 
     @classmethod
@@ -36,6 +44,12 @@ class Timings:
             predicted_ms=float(raw.get("predicted_ms", 0.0)),
             draft_n=int(raw.get("draft_n", 0)),
             draft_n_accepted=int(raw.get("draft_n_accepted", 0)),
+            cache_miss_n=int(raw.get("cache_miss_n", 0)),
+            cache_miss_reason=str(raw.get("cache_miss_reason", "")),
+            checkpoint_save_n=int(raw.get("checkpoint_save_n", 0)),
+            checkpoint_save_ms=float(raw.get("checkpoint_save_ms", 0.0)),
+            checkpoint_restore_n=int(raw.get("checkpoint_restore_n", 0)),
+            checkpoint_restore_ms=float(raw.get("checkpoint_restore_ms", 0.0)),
             raw=raw,
         )
 
