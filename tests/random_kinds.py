@@ -1,0 +1,67 @@
+"""The kinds of memory that the random test runs on, their rules, and what it leaves out. Tables, no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of memory, a model that has it, and the rules of it. What is left out here is not tested.
+
+    tokens:    it holds tokens, so that a rollback checkpoint goes stale when they are removed or moved.
+    recurrent: it holds a running state, which cannot be cut back.
+    window:    it forgets the tokens before its window.
+    index:     it has an index of its tokens, which a full checkpoint cannot share yet.
+    exact:     other sequences that are moved make a checkpoint stale only if they share its tokens; else, if in doubt.
+    shift:     positions can be shifted.
+    middle:    tokens in the middle can be removed.
+    share:     of the operations, the weight of this model.
+    bound:     NMSE of logits that were computed in other batches.
+    """
+
+    name: str
+    model: str
+    tokens: bool = True
+    recurrent: bool = False
+    window: bool = False
+    index: bool = False
+    exact: bool = False
+    shift: bool = True
+    middle: bool = True
+    share: int = 4
+    bound: float = 1e-9
+
+
+# what is left out, and why; random_ops.py --include NAME shows each
+EXCLUDED = {
+    "snapshots": "llama.cpp rolls back by n_rs_seq tokens, even if the last batch had fewer and left no snapshots of them",
+    "snapshots-shared": "llama.cpp's rollback moves the position of the other sequences that share the state",
+    "snapshots-dsv4": "DeepSeek V4 rolls back to snapshots that are not those of the state that was read",
+    "copy-pending": "llama.cpp's seq_cp() leaves a rollback that is to be done behind",
+    "copy-dsv4": "llama.cpp's seq_cp() of DeepSeek V4 is wrong with several sequences",
+    "keep-streams": "llama.cpp's seq_keep() with kv_unified=False removes nothing but the sequence itself from its own cache",
+    "middle-kpool": "llama.cpp computes NaN with GLM 5 after tokens in the middle of a sequence were removed",
+    "restore-full": "a host checkpoint that does not fit loses the sequence, if that shared its tokens: these need room now",
+    "restore-moved": "a host checkpoint is overwritten by the copy that a seq_cp() before it left to the next decode",
+    "state-moved": "llama.cpp's serialised state lacks the copies and shifts that the next decode is going to make",
+}
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("kv", "llama-dense", exact=True, share=12),
+        Kind("iswa", "gemma3-dense", window=True, share=12, bound=1e-6),
+        Kind("recurrent", "rwkv7", tokens=False, recurrent=True, share=12),
+        Kind("recurrent-mamba", "mamba2-dense", tokens=False, recurrent=True, share=8),
+        Kind("hybrid", "qwen35-dense", recurrent=True, exact=True, shift=False, share=14),
+        Kind("hybrid-falcon", "falcon-h1-dense", recurrent=True, exact=True, share=8),
+        Kind("hybrid-jamba", "jamba-dense", recurrent=True, exact=True, share=4),
+        Kind("hybrid-iswa", "lfm2-dense", recurrent=True, window=True, shift=False, share=12),
+        Kind("hybrid-idx", "qwen4exp-moe", recurrent=True, exact=True, index=True, shift=False, share=4, bound=1e-8),
+        Kind("hybrid-kpool", "glm5-next-moe", recurrent=True, exact=True, index=True, share=4),
+        Kind("dsa", "deepseek32-moe", share=2),
+        Kind("dsa-iswa", "dots3note-moe", window=True, share=2),
+        Kind("msa", "minimax-m3-moe", share=8),
+        Kind("dsv4", "deepseek4-moe", window=True, shift=False, middle=False, share=1),
+    )
+}
