@@ -7,6 +7,9 @@ typedef int64_t llama_checkpoint_id;
 
 typedef struct llama_memory_i * llama_memory_t;
 
+typedef struct ggml_backend_reg    * ggml_backend_reg_t;
+typedef struct ggml_backend_device * ggml_backend_dev_t;
+
 struct llama_vocab;
 struct llama_model;
 struct llama_context;
@@ -15,6 +18,7 @@ typedef bool (*llama_progress_callback)(float progress, void * user_data);
 typedef bool (*ggml_abort_callback)(void * data);
 
 struct llama_model_params {
+    ggml_backend_dev_t * devices;
     int32_t n_gpu_layers;
     int load_mode;
     llama_progress_callback progress_callback;
@@ -117,6 +121,11 @@ struct llama_checkpoint_perf {
 #define GGML_TYPE_Q4_0 ...
 
 void llama_backend_init(void);
+
+ggml_backend_reg_t ggml_backend_reg_by_name         (const char * name);
+void *             ggml_backend_reg_get_proc_address(ggml_backend_reg_t reg, const char * name);
+size_t             ggml_backend_reg_dev_count       (ggml_backend_reg_t reg);
+ggml_backend_dev_t ggml_backend_reg_dev_get         (ggml_backend_reg_t reg, size_t index);
 
 struct llama_model_params   llama_model_default_params(void);
 struct llama_context_params llama_context_default_params(void);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from . import log
 from ._ffi import ffi, lib
+from ._remote import remote_devices
 from .errors import ClosedError, LlamaError, ModelLoadError
 from .vocab import Vocab
 
@@ -52,6 +53,7 @@ class Model:
     n_gpu_layers: how many layers go to the GPU, negative for all of them. Without a GPU it has no effect.
     use_mmap:     map the file rather than read it.
     vocab_only:   load no weights: tokenize() and metadata work, context() does not.
+    rpc:          "host:port" of each ggml-rpc-server whose devices hold the layers, rather than those of this machine.
     progress:     called with 0.0 ... 1.0 during the load. False cancels it, as an exception does, which is then raised.
 
     Raises ModelLoadError, with llama.cpp's reason in its `log`. Closing a model closes its contexts.
@@ -64,6 +66,7 @@ class Model:
         n_gpu_layers: int = -1,
         use_mmap: bool = True,
         vocab_only: bool = False,
+        rpc: Sequence[str] = (),
         progress: Callable[[float], bool | None] | None = None,
     ) -> None:
         self._model: Any = None
@@ -76,6 +79,9 @@ class Model:
         params.n_gpu_layers = n_gpu_layers
         params.load_mode = lib.LLAMA_LOAD_MODE_AUTO if use_mmap else lib.LLAMA_LOAD_MODE_NONE
         params.vocab_only = vocab_only
+        devices = remote_devices(rpc)
+        if devices:
+            params.devices = devices = ffi.new("ggml_backend_dev_t[]", [*devices, ffi.NULL])
         state = _Progress(progress or (lambda _: None))
         handle = ffi.new_handle(state)
         params.progress_callback = lib.llamackpt_on_progress
