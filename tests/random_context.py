@@ -115,6 +115,8 @@ class Run:
             raise Mismatch(f"a checkpoint of {self.kind.name} with tier={tier}, full={full} is on {handle.tier}")
         saved = Saved(handle, seq, full, state, handle.tier)
         self.memory.saved.append(saved)
+        if state.pending:
+            self.done["saved with a rollback pending"] += 1
         return saved
 
     def _tiers(self, state: State, full: bool, tier: str, supported: bool) -> set[str]:
@@ -251,7 +253,7 @@ class Run:
 
     def remove_tail(self, a: int, b: int, c: int) -> None:
         seq, state = a % N_SEQ, self.memory.seqs[a % N_SEQ]
-        p0 = state.pos - b % 7
+        p0 = state.pos - b % (3 if self.ctx.n_rs_seq else 7)
         if p0 <= 0:
             return
         if self.kind.recurrent or self.kind.name == "dsv4":
@@ -282,8 +284,10 @@ class Run:
             return
         self.ctx.seq_rm(seq, p0)
         self.memory.on_removed(seq, p0)
-        cell = state.cell
-        self.memory.seqs[seq] = replace(state.removed(p0, 2**31, False), cell=cell, pending=True)
+        self.memory.seqs[seq] = replace(state.removed(p0, 2**31, False), cell=state.cell, pending=True)
+        self.done["rolled back"] += 1
+        if n & 1:  # what comes next is likely to be a decode, and the rollback then no longer pending
+            self.save(seq, p0, 0)
 
     @staticmethod
     def _is_text(state: State) -> bool:
