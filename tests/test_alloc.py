@@ -23,11 +23,7 @@ KNOWN = (
     ("aborts", "ggml_init", "ggml aborts where it cannot have the few bytes of a ggml_context"),
     ("crashes", "ggml_backend_alloc_ctx_tensors_from_buft", "ggml does not look at what realloc() returns"),
     ("loses memory", "ggml_backend_buffer_init", "ggml loses the memory of a buffer whose description has no room"),
-    ("loses memory", "llama_memory_recurrent::alloc_tensors", "a ggml_context or buffer that no vector has room for is lost"),
-    ("aborts", "::~llama_memory_recurrent_checkpoint_copy", "a destructor puts the tensors in a list, and that throws"),
     ("returns status -2", "llama_memory_checkpoints::host_save", "upstream's state functions do not tell why they fail"),
-    ("fails and changes", "llama_kv_cache::seq_rm", "the list of the cells to remove is made after the state was changed"),
-    ("fails and changes", "llama_kv_cache::seq_cp", "the list of the cells to copy is made after the state was changed"),
     ("fails and changes", "llama_context::state_seq_read_data", "the sequence was removed, and is not put back as it was"),
 )
 
