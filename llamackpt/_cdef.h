@@ -121,6 +121,7 @@ struct llama_checkpoint_perf {
 #define GGML_TYPE_Q4_0 ...
 
 void llama_backend_init(void);
+bool llama_supports_gpu_offload(void);
 
 ggml_backend_reg_t ggml_backend_reg_by_name         (const char * name);
 void *             ggml_backend_reg_get_proc_address(ggml_backend_reg_t reg, const char * name);
