@@ -8,8 +8,30 @@ The client needs requests (`pip install llamackpt[server]`); the process does no
 
 from __future__ import annotations
 
+from ..errors import (
+    PromptTooLongError,
+    RequestError,
+    ServerConnectionError,
+    ServerError,
+    ServerStartError,
+    ServerTimeoutError,
+)
 from .client import Client
 from .process import Server
 from .replies import Chunk, Completion, Slot, SlotFile, Timings
 
-__all__ = ["Chunk", "Client", "Completion", "Server", "Slot", "SlotFile", "Timings"]
+__all__ = [
+    "Chunk",
+    "Client",
+    "Completion",
+    "PromptTooLongError",
+    "RequestError",
+    "Server",
+    "ServerConnectionError",
+    "ServerError",
+    "ServerStartError",
+    "ServerTimeoutError",
+    "Slot",
+    "SlotFile",
+    "Timings",
+]

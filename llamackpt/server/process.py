@@ -176,15 +176,20 @@ class _Child:
         self._owner = os.getpid()
         self._own_sink = None if log is None or hasattr(log, "write") else open(log, "ab", buffering=0)  # noqa: SIM115
         self._sink: IO[bytes] | None = self._own_sink or (log if hasattr(log, "write") else None)  # type: ignore[assignment]
-        # a session of its own: an interrupt from the terminal goes to Python, which decides
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
-            start_new_session=True,
-        )
+        try:
+            # a session of its own: an interrupt from the terminal goes to Python, which decides
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+        except BaseException:
+            if self._own_sink is not None:
+                self._own_sink.close()
+            raise
         try:
             self._guard = subprocess.Popen(
                 ["/bin/sh", "-c", _GUARD, "sh", str(self.process.pid)],
@@ -193,16 +198,18 @@ class _Child:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            self._reader = threading.Thread(target=self._read, name="llama-server log", daemon=True)
-            self._reader.start()
-            threading.Thread(target=self._wait, name="llama-server end", daemon=True).start()
         except BaseException:
             self.process.kill()
+            self.process.wait()
             raise
+        self._reader = threading.Thread(target=self._read, name="llama-server log", daemon=True)
+        self._reader.start()
+        threading.Thread(target=self._wait, name="llama-server end", daemon=True).start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in iter(lambda: self.process.stdout.readline(65536), b""):  # type: ignore[union-attr]
+        output = self.process.stdout
+        assert output is not None
+        for line in iter(lambda: output.readline(65536), b""):
             text = line.decode("utf-8", "replace").rstrip()
             found = _LEVEL.match(text)
             level = _LEVELS[found[1]] if found else logging.INFO
@@ -220,7 +227,7 @@ class _Child:
             if not self.address and (listening := _LISTENING.search(text)):
                 self.address = listening[1].replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
                 self.changed.set()
-        self.process.stdout.close()
+        output.close()
         if self._own_sink is not None:
             self._own_sink.close()
 
