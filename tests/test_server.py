@@ -342,6 +342,20 @@ def test_eight_slots_at_once_write_what_each_writes_alone(plain: Client, hybrid:
         assert len({answer.id_slot for answer in found}) == 8
 
 
+def test_several_answers_to_one_prompt_are_each_what_one_would_be(plain: Client, hybrid: Path) -> None:
+    """They start from copies of one slot, and then draft and roll back for themselves."""
+    with start(hybrid, *DRAFTS, n_ctx=4 * 512, parallel=4) as server:
+        client = server.client()
+        for prompt in PROMPTS[1:4]:
+            body = {"prompt": prompt, "n_predict": 60, "temperature": 0, "n_cmpl": 4, "return_tokens": True}
+            answers = requests.post(f"{server.url}/completion", json=body, timeout=60).json()
+            assert len(answers) == 4
+            expected = greedy(plain, prompt)
+            for answer in answers:
+                assert_same(plain, prompt, expected, Completion.parse(answer))
+            assert_same(plain, prompt, expected, greedy(client, prompt, cache_prompt=True))
+
+
 def test_concurrent_and_cancelled_requests_do_not_disturb_each_other(plain: Client, hybrid: Path) -> None:
     with start(hybrid, *WILD, n_ctx=4 * 512, parallel=4) as server:
         client = server.client()
@@ -378,6 +392,20 @@ def test_a_conversation_decodes_only_what_is_new(plain: Client, drafting: Client
         if turn > 0:
             assert found.timings.prompt_n <= found.n_prompt - n_known + 8 + 16
         history = prompt + f"answer {turn}\n"
+
+
+def test_two_conversations_in_turn_on_one_slot_keep_apart(plain: Client, hybrid: Path) -> None:
+    """The slot's prompts wait in host memory for each other, with their checkpoints."""
+    histories = ["".join(PROMPTS) * 2, "".join(reversed(PROMPTS)) * 2]
+    with start(hybrid, *DRAFTS, "--cache-ram", "64") as server:
+        client = server.client()
+        for turn in range(8):
+            prompt = histories[turn % 2] + f"\n# question {turn}\n"
+            found = greedy(client, prompt, 24, cache_prompt=True)
+            assert_same(plain, prompt, greedy(plain, prompt, 24), found)
+            if turn > 1:
+                assert found.timings.prompt_n < 0.2 * found.n_prompt
+            histories[turn % 2] = prompt + f"answer {turn}\n"
 
 
 def test_checkpoints_give_way_when_the_context_is_full(plain: Client, hybrid: Path) -> None:
@@ -464,6 +492,14 @@ def test_a_plain_transformer_is_served_as_before(transformer: Path, slots: Path)
         assert_same(reference, PROMPTS[-1], expected, again)
 
 
+def test_a_transformer_whose_context_is_shifted_goes_on_drafting(transformer: Path) -> None:
+    with start(transformer, *DRAFTS, "--context-shift", n_ctx=256) as server:
+        done = greedy(server.client(), PROMPTS[1], 600)
+        assert (len(done.tokens), done.truncated) == (600, True)
+        assert done.timings.draft_n > 0
+        assert greedy(server.client(), PROMPTS[1], 600).tokens == done.tokens
+
+
 # -- slot files -----------------------------------------------------------------------------------------------------------
 
 
@@ -510,6 +546,31 @@ def test_a_cut_or_changed_slot_file_is_refused_and_changes_nothing(hybrid: Path,
         assert again.tokens == warm.tokens
         assert again.timings.prompt_n == warm.timings.prompt_n
         assert client.restore_slot(0, "whole").n_tokens > 0
+
+
+@needs_checkpoint_flags
+def test_a_slot_file_of_another_model_or_cache_is_refused(plain: Client, hybrid: Path, transformer: Path, slots: Path) -> None:
+    with start(hybrid, *DRAFTS, "--slot-save-path", str(slots), n_ctx=2048, parallel=2) as server:
+        client = server.client()
+        greedy(client, PROMPTS[0], 24, cache_prompt=True, id_slot=0)
+        client.save_slot(0, "of two")
+        assert client.restore_slot(1, "of two").n_tokens > 24
+        longer = PROMPTS[0] + greedy(plain, PROMPTS[0], 24).text + "\n#"
+        assert_same(plain, longer, greedy(plain, longer), greedy(client, longer, cache_prompt=True, id_slot=1))
+    with start(hybrid, "--slot-save-path", str(slots), n_ctx=512, parallel=2) as server:  # another size, and no drafts
+        assert server.client().restore_slot(0, "of two").n_tokens > 24
+        assert_same(plain, longer, greedy(plain, longer), greedy(server.client(), longer, cache_prompt=True, id_slot=0))
+    others: list[tuple[Path, tuple[str, ...]]] = [
+        (llamackpt.default_model(), ()),
+        (transformer, ()),
+        (hybrid, ("--cache-type-k", "f16", "--cache-type-v", "f16")),
+    ]
+    for model, flags in others:
+        with start(model, "--slot-save-path", str(slots), *flags, n_ctx=2048, parallel=2) as server:
+            with pytest.raises(RequestError, match="another model or of another type of cache") as caught:
+                server.client().restore_slot(0, "of two")
+            assert caught.value.code == 400
+            assert len(greedy(server.client(), PROMPTS[0], 8).tokens) == 8
 
 
 def broken_copies(whole: bytes) -> list[bytes]:
