@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         "model", nargs="?", metavar="MODEL", help="a GGUF (default: one with a 150 MiB state, written with gguf)"
     )
     cmd.add_argument("--json", action="store_true", help="one JSON document")
-    cmd.add_argument("--runs", type=_positive, metavar="N", help="(default: 50; server: 4)")
+    cmd.add_argument("--runs", type=_positive, metavar="N", help="(default: 50; server: 4 texts of 8)")
     cmd.add_argument("--ctx", type=_positive, metavar="N", help="(default: 512; long-context: 262144)")
     cmd.add_argument(
         "--tokens", type=_positive, metavar="N", help="long-context: held (100000). server: of each text (128)"

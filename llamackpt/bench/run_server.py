@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import default_model
 from ..model import Model
-from .server import Bench, Setup, describe, find_stock, measure_rejection, measure_speculation
+from .server import TEXTS, Bench, Setup, describe, find_stock, measure_rejection, measure_speculation
 from .server_prompts import MARKERS, measure_conversation, measure_restore
 from .widen import widen
 
@@ -37,6 +37,8 @@ def measure_server(
     """
     if draft < 2:
         raise ValueError("a draft needs 2 tokens or more: llama-server makes none that is shorter than what it looked for")
+    if runs > len(TEXTS):
+        raise ValueError(f"there are {len(TEXTS)} texts, not {runs}")
     program = Path(stock) if stock else find_stock()
     if program and not program.is_file():
         raise FileNotFoundError(f"{program}: no such file")
