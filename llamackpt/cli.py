@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     cmd.add_argument(
         "--stock", metavar="PROGRAM", help="server: the stock llama-server (default: what ./build.sh stock built)"
     )
+    cmd.add_argument("--rpc", action="store_true", help="server: over loopback RPC, a ggml-rpc-server for each")
     cmd.add_argument("--flags", default="", metavar="TEXT", help="server: more flags for all of them, as one argument")
     cmd.set_defaults(run=_bench)
 
@@ -236,6 +237,7 @@ def _bench_server(args: argparse.Namespace, directory: Path) -> int:
         stock=args.stock,
         flags=[*flags, *shlex.split(args.flags)],
         draft=args.draft,
+        rpc=args.rpc,
         runs=args.runs or 4,
         n_tokens=args.tokens or 128,
         n_history=args.history,

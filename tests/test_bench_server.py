@@ -35,9 +35,10 @@ def test_all_rows_are_there_with_the_same_program_on_both_sides(tmp_path: Path, 
     assert all(name in server.format_server(bench) for name in rows)
 
 
-def test_without_a_stock_server_each_row_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rpc", [False, True])
+def test_without_a_stock_server_each_row_says_so(tmp_path: Path, rpc: bool) -> None:
     bench = server.Bench()
-    setup = server.Setup(None, tmp_path, ("--threads", "1"))
+    setup = server.Setup(None, tmp_path, ("--threads", "1"), rpc=rpc)
     server.measure_speculation(bench, setup, llamackpt.default_model(), 1, 24, lambda _: None)
     assert all(row.stock is None and row.why_not for row in bench.rows)
 

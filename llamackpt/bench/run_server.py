@@ -24,6 +24,7 @@ def measure_server(
     stock: str | None = None,
     flags: Sequence[str] = (),
     draft: int = 8,
+    rpc: bool = False,
     runs: int = 4,
     n_tokens: int = 128,
     n_history: int = 8192,
@@ -49,7 +50,7 @@ def measure_server(
         _progress("writing the model")
         widen(light, heavy)
     bench = Bench(details={"model": describe(heavy), "model of the conversation and the rejection": describe(light)})
-    setup = Setup(program, directory, tuple(flags), draft)
+    setup = Setup(program, directory, tuple(flags), draft, rpc)
     measure_speculation(bench, setup, heavy, runs, n_tokens, _progress)
     measure_restore(bench, setup, heavy, N_RESTORED, 3, directory, _progress)
     with Model(light, vocab_only=True) as one:

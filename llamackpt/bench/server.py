@@ -8,7 +8,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import socket
 import statistics
+import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +21,7 @@ from .. import __file__ as package
 from ..errors import ServerError
 from ..model import Model
 from ..server import Client, Completion, Server
+from ..server.process import server_program
 from .machine import where
 
 __all__ = ["Bench", "Row", "Setup", "as_json", "find_stock", "format_server", "measure_rejection", "measure_speculation"]
@@ -37,23 +41,31 @@ class Setup:
     logs:  a directory; what a server logs is added to a file there.
     flags: more of llama-server's.
     draft: the most tokens of a draft.
+    rpc:   each server has its model in a ggml-rpc-server of its own on this machine.
     """
 
     stock: Path | None
     logs: Path
     flags: tuple[str, ...] = ()
     draft: int = 8
+    rpc: bool = False
 
     def drafts(self) -> tuple[str, ...]:
         """What followed the last occurrence of the last two tokens; flags of llama-server."""
         n = "--spec-ngram-simple-size-n"
         return ("--spec-type", "ngram-simple", n, "2", "--spec-ngram-simple-size-m", f"{self.draft}")
 
-    def start(self, model: Path, *args: str, stock: bool = False) -> Server:
+    @contextlib.contextmanager
+    def start(self, model: Path, *args: str, stock: bool = False) -> Iterator[Server]:
         """One slot, no cache in host memory beside the slots."""
         common = ("--parallel", "1", "--cache-ram", "0", "--metrics", *self.flags)
         program, log = (self.stock, self.log("stock")) if stock else (None, self.log("patched"))
-        return Server(model, *common, *args, program=program, timeout=600, env={"LLAMA_TRACE": "1"}, log=log)
+        with contextlib.ExitStack() as stack:
+            if self.rpc:
+                common += ("--rpc", stack.enter_context(rpc_server()))
+            yield stack.enter_context(
+                Server(model, *common, *args, program=program, timeout=600, env={"LLAMA_TRACE": "1"}, log=log)
+            )
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
@@ -89,6 +101,22 @@ class Bench:
     def add(self, name: str, measures: str, unit: str, values: dict[str, float], why_not: str = NO_STOCK) -> None:
         stock = values.get("stock")
         self.rows.append(Row(name, measures, unit, values["patched"], stock, why_not if stock is None else ""))
+
+
+@contextlib.contextmanager
+def rpc_server() -> Iterator[str]:
+    """A ggml-rpc-server of the package, for one client, on one thread; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(server_program().with_name("ggml-rpc-server")), "-H", "127.0.0.1", "-p", str(port), "-t", "1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            time.sleep(0.5)  # it takes a connection to try for its client
+            if process.poll() is not None:
+                raise ServerError(f"ggml-rpc-server ended with exit code {process.returncode}")
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
 
 
 def find_stock() -> Path | None:
