@@ -216,7 +216,11 @@ def test_other_drafts_without_a_model_write_the_same(plain: Client, hybrid: Path
         "hybrid, transformer",
         pytest.param(
             "transformer, hybrid",
-            marks=pytest.mark.xfail(reason="upstream: aborts when the draft model cannot remove single tokens", strict=True),
+            marks=pytest.mark.xfail(
+                not any("recurrent draft models" in patch for patch in SERIES),
+                reason="upstream: aborts when the draft model cannot remove single tokens",
+                strict=True,
+            ),
         ),
     ],
 )
@@ -444,7 +448,8 @@ def test_timings_and_metrics_say_what_checkpoints_did(hybrid: Path, tmp_path: Pa
         first = greedy(client, prompt, 40, cache_prompt=True).timings
         again = greedy(client, prompt + "# else\n", 40, cache_prompt=True).timings
         metrics = client.metrics()
-    assert (first.cache_miss_reason, first.cache_n) == ("slot_empty", 0)
+    assert (first.cache_miss_reason, first.cache_n, first.cache_miss_n) == ("", 0, 0)
+    assert (again.cache_miss_reason, 0 < again.cache_miss_n < 8) == ("checkpoint_before", True)
     assert again.cache_n > 0.9 * again.prompt_n
     assert first.checkpoint_save_n >= first.checkpoint_restore_n > 0
     for what in ("save", "restore"):

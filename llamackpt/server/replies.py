@@ -27,7 +27,7 @@ class Timings:
     cache_miss_n: int
     """Prompt tokens that the slot had and that were decoded again all the same. This and the rest: not from upstream."""
     cache_miss_reason: str
-    """Why not all that the prompt and the slot have in common was used again; "none" if it was."""
+    """Why not all that the prompt and the slot have in common was used again; "" if it was."""
     checkpoint_save_n: int
     checkpoint_save_ms: float
     checkpoint_restore_n: int
