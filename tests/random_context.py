@@ -94,9 +94,12 @@ class Run:
         rows = [seq for seq, i in order if i + 1 == counts[seq]]
         for seq, row in zip(rows, logits, strict=True):
             seqs[seq] = seqs[seq].decoded(texts[seq], [new_cell() for _ in texts[seq]])
+            seqs[seq] = replace(seqs[seq], moved=len(counts) > 2 and counts[seq] < max(counts.values()))
             error = nmse(row, self.oracle.logits(seqs[seq].events))
             if not error < self.kind.bound:
                 raise Mismatch(f"logits of sequence {seq} at {seqs[seq].pos}: NMSE {error:.2g}")
+        if len(counts) > 1:
+            seqs[:] = [state if seq in counts else replace(state, moved=True) for seq, state in enumerate(seqs)]
         return rows
 
     # checkpoints
@@ -281,6 +284,10 @@ class Run:
         if n >= state.n_last and self._excluded("snapshots"):
             return
         if self.memory.is_shared(seq) and self._excluded("snapshots-shared"):
+            return
+        if state.moved and self._excluded("snapshots-moved"):
+            return
+        if not self._whole_window(seq) and self._excluded("snapshots-window"):
             return
         self.ctx.seq_rm(seq, p0)
         self.memory.on_removed(seq, p0)

@@ -39,6 +39,7 @@ class State:
     n_last: int = 0  # tokens of it in its last batch
     pending: bool = False  # a rollback of llama.cpp's own is to be done by the next decode
     copied: bool = False  # the state came without rollback snapshots
+    moved: bool = False  # a batch of several others may have moved it since, or the rest of its own batch
 
     def decoded(self, tokens: list[int], cells: list[int]) -> State:
         start = self.pos + 1
