@@ -208,6 +208,22 @@ class Run:
         if c & 8:
             self.restore(i, ck.seq, 0)
 
+    def fork(self, a: int, b: int, c: int) -> None:
+        """A full checkpoint into two sequences; the first has other positions in the same state when the second comes."""
+        seq = a % N_SEQ
+        ck = self.save(seq, 1, c)
+        if ck is None:
+            return
+        self._decode({seq: 1}, c)
+        if self.restore(self.memory.saved.index(ck), seq + 1, 0) is None:
+            return
+        if c & 1:
+            self.shift(seq + 1, b, 0)
+        else:
+            self.remove_tail(seq + 1, b, c)
+        self.check()
+        self.restore(self.memory.saved.index(ck), seq + 2, 0)
+
     def _decode_text(self, seq: int, tokens: list[int]) -> np.ndarray:
         state = self.memory.seqs[seq].decoded(tokens, [new_cell() for _ in tokens])
         logits = self.ctx.decode(tokens, seq)[0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import random
 import re
@@ -37,9 +38,9 @@ Op = tuple[str, int, int, int]
 
 # name of the operation, and how often it comes
 OPS = {
-    "decode": 6, "decode_one": 4, "decode_some": 8, "fill": 1, "draft": 4, "save": 8, "restore": 8, "probe": 3, "delete": 2,
-    "remove_tail": 4, "remove_middle": 2, "remove_all": 2, "copy": 3, "transfer": 1, "shift": 2, "reserve": 2, "keep": 1,
-    "misuse": 1, "clear": 1,
+    "decode": 6, "decode_one": 4, "decode_some": 8, "fill": 1, "draft": 4, "save": 8, "restore": 8, "probe": 3, "fork": 2,
+    "delete": 2, "remove_tail": 4, "remove_middle": 2, "remove_all": 2, "copy": 3, "transfer": 1, "shift": 2, "reserve": 2,
+    "keep": 1, "misuse": 1, "clear": 1,
 }  # fmt: skip
 NAMES = [name for name, n in OPS.items() for _ in range(n)]
 LENGTH = 60  # operations on one context
@@ -84,9 +85,9 @@ def telling(path: Path) -> Path:
 
     Norms scale by one, attention and state count thirty times as much, and an indexer selects eight tokens, not all.
     """
-    told = path.with_suffix(".told")
-    shutil.copy(path, told)
-    reader = gguf.GGUFReader(told, "r+")
+    told, half_made = path.with_suffix(".told"), path.with_suffix(f".{os.getpid()}")
+    shutil.copy(path, half_made)
+    reader = gguf.GGUFReader(half_made, "r+")
     for tensor in reader.tensors:
         if re.search(r"norm(_\w+)?\.weight$", tensor.name) and tensor.data.ndim == 1 and abs(tensor.data.mean()) < 0.5:
             tensor.data[...] += 1
@@ -95,6 +96,8 @@ def telling(path: Path) -> Path:
     for name, entry in reader.fields.items():
         if name.endswith(".attention.indexer.top_k") and entry.contents() > 0:
             entry.parts[entry.data[0]][...] = 8
+    del reader
+    half_made.replace(told)  # another process may have mapped the one that was there
     return told
 
 
