@@ -14,6 +14,7 @@ commands
   demo ...    build, then `llamackpt demo` with these arguments
   test ...    build, then pytest with these arguments
   stock       build llama-server from upstream without the patches, in build/stock, to compare with
+  sanitize    build, then the tests of the checkpoints under the address, undefined behaviour and thread sanitizers
   wheel       a self-contained wheel for any x86-64 CPU with AVX2 (any ARMv8 one), in dist/
   export      write patches/ from the commits in vendor/llama.cpp
   reset       make vendor/llama.cpp what patches/ says (what was not exported stays in its git: a branch, a stash)
@@ -51,7 +52,7 @@ while [ $# -gt 0 ]; do
         --cuda-arch)   [ $# -ge 2 ] || die "--cuda-arch needs a value, as in --cuda-arch 90"; CUDA_ARCH=$2; shift ;;
         --cuda-arch=*) CUDA_ARCH=${1#*=} ;;
         -h | --help)   case $COMMAND in demo | test) break ;; esac; usage; exit ;;
-        build | demo | test | stock | wheel | export | reset) [ "$COMMAND" ] && break; COMMAND=$1 ;;
+        build | demo | test | stock | sanitize | wheel | export | reset) [ "$COMMAND" ] && break; COMMAND=$1 ;;
         *) break ;;
     esac
     shift
@@ -86,6 +87,8 @@ trap 'exit 143' TERM HUP
 . vendor/export.sh
 # shellcheck source=vendor/native.sh
 . vendor/native.sh
+# shellcheck source=vendor/sanitize.sh
+. vendor/sanitize.sh
 
 # -- what this machine has -----------------------------------------------------------------------------------------------
 
@@ -179,6 +182,7 @@ case $COMMAND in
     demo)   build; (cd "$CALLER" && "$VENV/bin/llamackpt" demo "$@") ;;
     test)   build; "$PY" -m pytest "$@" ;;
     stock)  choose_backend; set_up; build_stock "$BACKEND"; note "stock llama-server: build/stock/build/$BACKEND/bin/llama-server" ;;
+    sanitize) sanitize ;;
     wheel)  set_up; build_native wheel; build_wheel ;;
     export) check_git; find_python; lock; export_patches ;;
     reset)  check_git; find_python; check_tools; lock; make_venv; reset_tree ;;

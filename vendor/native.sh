@@ -33,6 +33,7 @@ cmake_flags() { # BACKEND: one flag a line
         cuda)  printf '%s\n' -DGGML_NATIVE=ON -DGGML_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=${CUDA_ARCH:-native}" \
                    -DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON ;; # the toolkit's libraries are not ours to copy
         metal) printf '%s\n' -DGGML_NATIVE=ON -DGGML_METAL=ON -DGGML_METAL_EMBED_LIBRARY=ON ;;
+        asan | tsan) sanitizer_flags "$1" ;;
         wheel) # runs where it was not built: an instruction set of 2013
             printf '%s\n' -DGGML_NATIVE=OFF -DGGML_METAL=OFF -DGGML_AVX512=OFF
             case $(uname -m) in
@@ -42,7 +43,7 @@ cmake_flags() { # BACKEND: one flag a line
 }
 
 build_native() { # BACKEND: build/BACKEND/bin
-    local dir=build/$1 flags flag test goals=$TARGETS log built
+    local dir=build/$1 flags flag test goals=$TARGETS tests=$UPSTREAM_TESTS log built
     flags=$(cmake_flags "$1"; echo "$ROOT ${CC:-} ${CXX:-}")
     if [ "$(cat "$dir/.configured" 2> /dev/null)" != "$flags" ]; then
         note "configuring $dir"
@@ -59,12 +60,14 @@ build_native() { # BACKEND: build/BACKEND/bin
         mv "$log" "$dir/configure.log"
         echo "$flags" > "$dir/.configured"
     fi
-    for test in $UPSTREAM_TESTS; do
+    case $1 in asan | tsan) goals=$(sanitizer_goals "$1"); tests='' ;; esac
+    for test in $tests; do
         [ "$1" = wheel ] || [ ! -f "$TREE/tests/$test.cpp" ] || goals="$goals $test"
     done
     # a tree that is as it was when this was built needs no ninja, which would provision the (empty) UI again each time
     built="$(tgit rev-parse 'HEAD^{tree}') $goals"
-    if [ -z "$(tgit status --porcelain)" ] && [ "$(cat "$dir/.built" 2> /dev/null)" = "$built" ] && [ -x "$dir/bin/llama-server" ]; then
+    if [ -z "$(tgit status --porcelain)" ] && [ "$(cat "$dir/.built" 2> /dev/null)" = "$built" ] &&
+        ls "$dir"/bin/libllama.* > /dev/null 2>&1; then
         return
     fi
     rm -f "$dir/.built"
