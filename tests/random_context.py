@@ -150,16 +150,15 @@ class Run:
             with refused(StaleCheckpointError):
                 ck.handle.restore(seq)
             return None
-        empty = self.memory.seqs[seq].pos < 0
-        if self.moved and ck.tier == "host" and not self.memory.unified and empty and self._excluded("restore-moved"):
-            return None
         fits = ck.tier != "host" or self.memory.fits({seq: len(ck.state.cells)}, without=seq)
-        if not fits and not self.memory.is_alone(seq) and self._excluded("restore-full"):
+        alone = self.memory.is_alone(seq)
+        if not fits and not alone and not self.kind.shares_full and self._excluded("restore-full"):
             return None
         try:
             ck.handle.restore(seq)
         except CheckpointMemoryError:
-            if fits:
+            # a sequence that shares its tokens is kept until the new one is in place
+            if fits and alone:
                 raise
             self.done["no memory"] += 1
             return None

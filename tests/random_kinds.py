@@ -32,6 +32,11 @@ class Kind:
     share: int = 4
     bound: float = 1e-9
 
+    @property
+    def shares_full(self) -> bool:
+        """A full checkpoint can be in the cells of the sequence."""
+        return not self.index and self.name != "dsv4"
+
 
 # what is left out, and why; random_ops.py --include NAME shows each
 EXCLUDED = {
@@ -44,8 +49,7 @@ EXCLUDED = {
     "copy-dsv4": "llama.cpp's seq_cp() of DeepSeek V4 is wrong with several sequences",
     "keep-streams": "llama.cpp's seq_keep() with kv_unified=False removes nothing but the sequence itself from its own cache",
     "middle-kpool": "llama.cpp computes NaN with GLM 5 after tokens in the middle of a sequence were removed",
-    "restore-full": "a host checkpoint that does not fit loses the sequence, if that shared its tokens: these need room now",
-    "restore-moved": "a host checkpoint is overwritten by the copy that a seq_cp() before it left to the next decode",
+    "restore-full": "as restores of full checkpoints cannot be shared, one that does not fit loses tokens that were shared",
     "state-moved": "llama.cpp's serialised state lacks the copies and shifts that the next decode is going to make",
 }
 KINDS = {
@@ -61,9 +65,9 @@ KINDS = {
         Kind("hybrid-iswa", "lfm2-dense", recurrent=True, window=True, shift=False, share=12),
         Kind("hybrid-idx", "qwen4exp-moe", recurrent=True, exact=True, index=True, shift=False, share=4, bound=1e-8),
         Kind("hybrid-kpool", "glm5-next-moe", recurrent=True, exact=True, index=True, share=4),
-        Kind("dsa", "deepseek32-moe", share=2),
+        Kind("dsa", "deepseek32-moe", exact=True, share=2),
         Kind("dsa-iswa", "dots3note-moe", window=True, share=2),
-        Kind("msa", "minimax-m3-moe", share=8),
+        Kind("msa", "minimax-m3-moe", exact=True, share=8),
         Kind("dsv4", "deepseek4-moe", window=True, shift=False, middle=False, share=1),
     )
 }
