@@ -4,6 +4,7 @@
 // each failure is tried in a process of its own, as there are allocations in ggml that abort when they fail
 // what is wrong is printed as "WRONG: call: what: where the allocation was"
 
+#include "decode_text.h"
 #include "llama.h"
 
 #include <cxxabi.h>
@@ -127,29 +128,14 @@ struct state {
     }
 
     bool decode(llama_seq_id seq_id, int n_tokens, std::vector<float> * logits = nullptr) const {
-        const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+        const bool ok = decode_text(ctx, seq_id, n_tokens, seq_id);
 
-        llama_batch batch = llama_batch_init(n_tokens, 0, 1);
-
-        const llama_pos pos = llama_memory_seq_pos_max(mem, seq_id) + 1;
-        for (int i = 0; i < n_tokens; i++) {
-            batch.token   [i]    = (7*(pos + i) + 13*seq_id) % n_vocab;
-            batch.pos     [i]    = pos + i;
-            batch.n_seq_id[i]    = 1;
-            batch.seq_id  [i][0] = seq_id;
-            batch.logits  [i]    = i + 1 == n_tokens;
-        }
-        batch.n_tokens = n_tokens;
-
-        const int ret = llama_decode(ctx, batch);
-        llama_batch_free(batch);
-
-        if (ret == 0 && logits) {
+        if (ok && logits) {
             const float * data = llama_get_logits_ith(ctx, -1);
-            logits->insert(logits->end(), data, data + n_vocab);
+            logits->insert(logits->end(), data, data + llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx))));
         }
 
-        return ret == 0;
+        return ok;
     }
 
     // how the sequences go on, and then the checkpoints

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 
 import llamackpt
+from llamackpt.bench.state_heavy import copy_field
 
 
 def write_f32(path: Path) -> Path:
@@ -16,8 +17,7 @@ def write_f32(path: Path) -> Path:
     writer = gguf.GGUFWriter(str(path), "qwen35")
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
-            sub_type = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub_type)
+            copy_field(field, writer)
     for tensor in reader.tensors:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
         writer.add_tensor(tensor.name, np.ascontiguousarray(values, np.float32))

@@ -6,60 +6,31 @@ What is not tested is a server that dies: llama.cpp aborts the process that was 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from rwkv_gguf import write_rwkv7
 
 import llamackpt
+from llamackpt.bench.rpc_server import rpc_server
 
-SERVER = ROOT / "llamackpt" / "bin" / "ggml-rpc-server"
 CLIENT = Path(__file__).with_name("rpc_session.py")
 
 
-class Server:
-    """A ggml-rpc-server on a free port."""
-
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        environment = dict(os.environ, LD_LIBRARY_PATH=str(SERVER.parent.parent / "lib"))
-        self.process = subprocess.Popen(
-            [str(SERVER), "-H", "127.0.0.1", "-p", str(self.port), "-t", "2", "-d", "CPU"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
-        )  # fmt: skip
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.05)
-        self.kill()
-        raise RuntimeError("ggml-rpc-server does not start")
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.kill()
+def port() -> Iterator[str]:
+    with rpc_server("-t", "2", "-d", "CPU") as address:
+        yield address.rpartition(":")[2]
 
 
-def run(server: Server, path: Path, tier: str, full: bool) -> dict[str, Any]:
+def run(port: str, path: Path, tier: str, full: bool) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, str(CLIENT), str(server.port), str(path), tier, "full" if full else "rollback"],
+        [sys.executable, str(CLIENT), port, str(path), tier, "full" if full else "rollback"],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -70,12 +41,12 @@ def run(server: Server, path: Path, tier: str, full: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("tier", ["auto", "device", "host"])
 @pytest.mark.parametrize("name", ["shipped", "llama-dense", "rwkv7"])
-def test_a_restore_there_is_exact(server: Server, archs: Path, name: str, tier: str, full: bool) -> None:
+def test_a_restore_there_is_exact(port: str, archs: Path, name: str, tier: str, full: bool) -> None:
     """And a shared one, saved and restored, says nothing to the server at all."""
     path = llamackpt.default_model() if name == "shipped" else archs / f"{name}.gguf"
     if name == "rwkv7":
         write_rwkv7(path)
-    result = run(server, path, tier, full)
+    result = run(port, path, tier, full)
     assert all(result["same"])
     attention = name == "llama-dense"
     assert result["tier"] == ("shared" if tier == "auto" or (attention and tier == "device") else tier)

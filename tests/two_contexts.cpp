@@ -1,6 +1,7 @@
 // for the thread sanitizer: two contexts of one model, each with its own thread, take and restore checkpoints at once
 // usage: two_contexts MODEL.gguf
 
+#include "decode_text.h"
 #include "llama.h"
 
 #include <cstdio>
@@ -10,27 +11,6 @@
 
 static const int n_seq   = 2;
 static const int n_round = 12;
-
-static bool decode(llama_context * ctx, llama_seq_id seq_id, int n_tokens, int salt) {
-    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
-
-    llama_batch batch = llama_batch_init(n_tokens, 0, 1);
-
-    const llama_pos pos = llama_memory_seq_pos_max(llama_get_memory(ctx), seq_id) + 1;
-    for (int i = 0; i < n_tokens; i++) {
-        batch.token   [i]    = (7*(pos + i) + 13*salt) % n_vocab;
-        batch.pos     [i]    = pos + i;
-        batch.n_seq_id[i]    = 1;
-        batch.seq_id  [i][0] = seq_id;
-        batch.logits  [i]    = i + 1 == n_tokens;
-    }
-    batch.n_tokens = n_tokens;
-
-    const int ret = llama_decode(ctx, batch);
-    llama_batch_free(batch);
-
-    return ret == 0;
-}
 
 // the logits of all rounds, or nothing
 static std::vector<float> run(llama_model * model, int salt) {
@@ -56,17 +36,17 @@ static std::vector<float> run(llama_model * model, int salt) {
     for (int i = 0; i < n_round && ok; i++) {
         const llama_seq_id seq_id = i % n_seq;
 
-        ok = ok && decode(ctx, seq_id, 3, salt);
+        ok = ok && decode_text(ctx, seq_id, 3, salt);
 
         const llama_checkpoint_id id = llama_memory_checkpoint_save(mem, seq_id, flags[i % 4]);
         if (id == LLAMA_CHECKPOINT_UNSUPPORTED) {
             continue; // no copies on the device
         }
 
-        ok = ok && id >= 0 && decode(ctx, seq_id, 5, salt + 1);
+        ok = ok && id >= 0 && decode_text(ctx, seq_id, 5, salt + 1);
         ok = ok && llama_memory_checkpoint_restore(mem, seq_id, id) == LLAMA_CHECKPOINT_OK;
         ok = ok && llama_memory_checkpoint_reserve(mem, 1 + i % 3) == LLAMA_CHECKPOINT_OK;
-        ok = ok && decode(ctx, seq_id, 1, salt);
+        ok = ok && decode_text(ctx, seq_id, 1, salt);
         ok = ok && llama_memory_checkpoint_delete(mem, id) == LLAMA_CHECKPOINT_OK;
 
         if (ok) {

@@ -8,23 +8,20 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TypeVar
 
 from .._ffi import lib
 from ..checkpoint import Checkpoint
 from ..context import Context
 from ..model import Model
+from .clock import clock, timed
 from .machine import where
 
 __all__ = ["Latency", "as_json", "format_latency", "measure_latency"]
 
 WARMUP = 5
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -46,17 +43,6 @@ class Latency:
 def _repeat(call: Callable[[], object], n: int) -> None:
     for _ in range(n):
         call()
-
-
-def _timed(call: Callable[[], T]) -> tuple[T, float]:
-    """What the call returned, and how long it took in microseconds."""
-    start = time.perf_counter()
-    result = call()
-    return result, (time.perf_counter() - start) * 1e6
-
-
-def _clock(call: Callable[[], object]) -> float:
-    return _timed(call)[1]
 
 
 def measure_latency(model: Model, n_ctx: int = 512, runs: int = 50, n_threads: int | None = None) -> Latency:
@@ -92,12 +78,12 @@ def _operations(ctx: Context, runs: int, reset: Callable[[], None]) -> tuple[dic
     """Save and restore, a decoded token between them; then the same with serialised state."""
     times: dict[str, list[float]] = {key: [] for key in ("save", "restore", "delete", "get", "set")}
     for run in range(runs + WARMUP):
-        ck, saved = _timed(ctx.checkpoint)
+        ck, saved = timed(ctx.checkpoint)
         ctx.decode([5])
-        restored = _clock(ck.restore)
-        deleted = _clock(ck.delete)
-        state, got = _timed(lambda: ctx.state_get(partial=True))
-        put = _clock(lambda data=state: ctx.state_set(0, data, partial=True))  # type: ignore[misc]
+        restored = clock(ck.restore)
+        deleted = clock(ck.delete)
+        state, got = timed(lambda: ctx.state_get(partial=True))
+        put = clock(lambda data=state: ctx.state_set(0, data, partial=True))  # type: ignore[misc]
         reset()
         if run >= WARMUP:
             for key, value in zip(times, (saved, restored, deleted, got, put), strict=True):
@@ -114,8 +100,8 @@ def _tight_loop(ctx: Context, n: int = 2000) -> dict[str, float]:
         ctx.checkpoint()
 
     ck = ctx.checkpoint()
-    result = {"save, warm": _clock(lambda: _repeat(save, n)) / n}
-    result["restore, warm"] = _clock(lambda: _repeat(ck.restore, n)) / n
+    result = {"save, warm": clock(lambda: _repeat(save, n)) / n}
+    result["restore, warm"] = clock(lambda: _repeat(ck.restore, n)) / n
     ck.delete()
     return result
 
@@ -132,9 +118,9 @@ def _device(ctx: Context, runs: int) -> dict[str, float]:
 
     times: dict[str, list[float]] = {"save": [], "restore": []}
     for _ in range(runs):
-        ck, saved = _timed(save)
+        ck, saved = timed(save)
         times["save"].append(saved)
-        times["restore"].append(_clock(partial(restore, ck)))
+        times["restore"].append(clock(partial(restore, ck)))
         ck.delete()
     return {key: statistics.median(values) for key, values in times.items()}
 
@@ -143,7 +129,7 @@ def _decodes(ctx: Context, runs: int, reset: Callable[[], None]) -> dict[str, fl
     """A token: with nothing held, right after a save, and with 30 idle checkpoints. The three in turn."""
 
     def token() -> float:
-        return _clock(lambda: ctx.decode([5]))
+        return clock(lambda: ctx.decode([5]))
 
     plain, first, second, idle = [], [], [], []
     for run in range(runs + WARMUP):
@@ -176,11 +162,11 @@ def _decode_one(ctx: Context, rounds: int = 15) -> dict[str, float]:
     """One token at a time, in Python and in a loop in C, in turn; both read the logits. About 20 ms each time."""
     ratios, python, native = [], [], []
     ctx.decode([5, 6])
-    n = max(5, min(50, int(20e3 / _clock(lambda: ctx.decode([5])))))
+    n = max(5, min(50, int(20e3 / clock(lambda: ctx.decode([5])))))
     for run in range(rounds + 2):
         ctx.clear()
         ctx.decode([5])
-        a = _clock(lambda: [ctx.decode([5], copy=False) for _ in range(n)]) / n
+        a = clock(lambda: [ctx.decode([5], copy=False) for _ in range(n)]) / n
         ctx.clear()
         ctx.decode([5])
         b = lib.llamackpt_decode_loop(ctx._gate.ctx, 5, n) / n

@@ -7,12 +7,11 @@ mean and the worst that the library measured inside.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from ..context import Context
 from ..model import Model
+from .clock import clock, timed
 from .machine import where
 
 __all__ = ["LongContext", "as_json", "format_long_context", "measure_long_context"]
@@ -38,15 +37,19 @@ def measure_long_context(
 ) -> LongContext:
     """Fills a sequence with `n_tokens`, then saves, decodes a draft of 64 and restores, `runs` times for each kind."""
     with model.context(n_ctx=n_ctx, n_batch=2048, n_ubatch=512, n_seq_max=2, checkpoints=8, n_threads=n_threads) as ctx:
-        start = time.perf_counter()
-        for pos in range(0, n_tokens, 2048):
-            n = min(2048, n_tokens - pos)
-            ctx.decode([5 + (pos + i) % 97 for i in range(n)], logits=None)
-        filled = time.perf_counter() - start
-        rows = _rollback(ctx, runs)
+        filled = clock(lambda: _fill(ctx, n_tokens)) / 1e6
+        rows = {}
+        rows["save, rollback"], rows[f"restore over {N_DRAFT} tokens"] = _rounds(ctx, runs, full=False)
         inside = _inside(ctx)
-        rows |= _full(ctx, runs) | _fork(ctx, max(3, runs // 10))
+        rows["save, full"], rows["restore, full, own sequence"] = _rounds(ctx, runs, full=True)
+        rows |= _fork(ctx, max(3, runs // 10))
     return LongContext(model.desc, n_ctx, n_tokens, N_DRAFT, filled, rows, inside)
+
+
+def _fill(ctx: Context, n_tokens: int) -> None:
+    for pos in range(0, n_tokens, 2048):
+        n = min(2048, n_tokens - pos)
+        ctx.decode([5 + (pos + i) % 97 for i in range(n)], logits=None)
 
 
 def _inside(ctx: Context) -> dict[str, float]:
@@ -60,32 +63,16 @@ def _inside(ctx: Context) -> dict[str, float]:
     }
 
 
-def _clock(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return (time.perf_counter() - start) * 1e6
-
-
-def _rounds(ctx: Context, runs: int, *, full: bool) -> tuple[list[float], list[float]]:
+def _rounds(ctx: Context, runs: int, *, full: bool) -> tuple[float, float]:
+    """Medians of a save and of the restore over a draft."""
     saved, restored = [], []
     for _ in range(runs):
-        start = time.perf_counter()
-        ck = ctx.checkpoint(full=full)
-        saved.append((time.perf_counter() - start) * 1e6)
+        ck, us = timed(lambda: ctx.checkpoint(full=full))
+        saved.append(us)
         ctx.decode([7] * N_DRAFT, logits=None)
-        restored.append(_clock(ck.restore))
+        restored.append(clock(ck.restore))
         ck.delete()
-    return saved, restored
-
-
-def _rollback(ctx: Context, runs: int) -> dict[str, float]:
-    saved, restored = _rounds(ctx, runs, full=False)
-    return {"save, rollback": statistics.median(saved), f"restore over {N_DRAFT} tokens": statistics.median(restored)}
-
-
-def _full(ctx: Context, runs: int) -> dict[str, float]:
-    saved, restored = _rounds(ctx, runs, full=True)
-    return {"save, full": statistics.median(saved), "restore, full, own sequence": statistics.median(restored)}
+    return statistics.median(saved), statistics.median(restored)
 
 
 def _fork(ctx: Context, runs: int) -> dict[str, float]:
@@ -94,9 +81,9 @@ def _fork(ctx: Context, runs: int) -> dict[str, float]:
         forked, copied = [], []
         for _ in range(runs):
             ctx.seq_rm(1)
-            forked.append(_clock(lambda: ck.restore(1)))
+            forked.append(clock(lambda: ck.restore(1)))
             ctx.seq_rm(1)
-            copied.append(_clock(lambda: ctx.seq_cp(0, 1)))
+            copied.append(clock(lambda: ctx.seq_cp(0, 1)))
         ctx.seq_rm(1)
     return {"restore, full, other sequence": statistics.median(forked), "seq_cp to compare": statistics.median(copied)}
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import socket
 import statistics
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +18,8 @@ from .. import __file__ as package
 from ..errors import ServerError
 from ..model import Model
 from ..server import Client, Completion, Server
-from ..server.process import server_program
 from .machine import where
+from .rpc_server import rpc_server
 
 __all__ = ["Bench", "Row", "Setup", "as_json", "find_stock", "format_server", "measure_rejection", "measure_speculation"]
 
@@ -62,7 +59,7 @@ class Setup:
         program, log = (self.stock, self.log("stock")) if stock else (None, self.log("patched"))
         with contextlib.ExitStack() as stack:
             if self.rpc:
-                common += ("--rpc", stack.enter_context(rpc_server()))
+                common += ("--rpc", stack.enter_context(rpc_server("-t", "1")))
             yield stack.enter_context(
                 Server(model, *common, *args, program=program, timeout=600, env={"LLAMA_TRACE": "1"}, log=log)
             )
@@ -101,22 +98,6 @@ class Bench:
     def add(self, name: str, measures: str, unit: str, values: dict[str, float], why_not: str = NO_STOCK) -> None:
         stock = values.get("stock")
         self.rows.append(Row(name, measures, unit, values["patched"], stock, why_not if stock is None else ""))
-
-
-@contextlib.contextmanager
-def rpc_server() -> Iterator[str]:
-    """A ggml-rpc-server of the package, for one client, on one thread; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [str(server_program().with_name("ggml-rpc-server")), "-H", "127.0.0.1", "-p", str(port), "-t", "1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            time.sleep(0.5)  # it takes a connection to try for its client
-            if process.poll() is not None:
-                raise ServerError(f"ggml-rpc-server ended with exit code {process.returncode}")
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
 
 
 def find_stock() -> Path | None:

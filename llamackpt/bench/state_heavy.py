@@ -121,12 +121,17 @@ def _add_metadata(writer: Any, shape: Shape) -> None:
     writer.add_full_attention_interval(shape.full_attention_interval)
 
 
+def copy_field(field: Any, writer: Any, value: Any = None) -> None:
+    """Copies a field of the metadata, with another value if there is one."""
+    sub_type = field.types[-1] if len(field.types) > 1 else None
+    writer.add_key_value(field.name, field.contents() if value is None else value, field.types[0], sub_type=sub_type)
+
+
 def copy_tokenizer(reader: Any, writer: Any) -> int:
     """Copies every tokenizer.* field; returns the number of tokens."""
     for field in reader.fields.values():
         if field.name.startswith("tokenizer."):
-            sub_type = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub_type)
+            copy_field(field, writer)
     return len(reader.fields["tokenizer.ggml.tokens"].data)
 
 

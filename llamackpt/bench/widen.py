@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .state_heavy import import_gguf
+from .state_heavy import copy_field, import_gguf
 
 STATE_DIM, N_KEY_HEADS, N_VALUE_HEADS = 128, 16, 48
 EPSILON = "qwen35.attention.layer_norm_rms_epsilon"
@@ -143,9 +143,7 @@ def copy_metadata(reader: Any, writer: Any, n_layer: int, ratio: int) -> None:
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
             continue
-        sub_type = field.types[-1] if len(field.types) > 1 else None
-        value = replaced.get(field.name, field.contents())
-        writer.add_key_value(field.name, value, field.types[0], sub_type=sub_type)
+        copy_field(field, writer, replaced.get(field.name))
 
 
 def widen(
