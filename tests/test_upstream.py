@@ -31,6 +31,10 @@ def test_batches_are_split_as_before(tmp_path: Path) -> None:
     assert "failures   : 0" in run(tmp_path, program("test-batch-alloc"))
 
 
+def test_the_cells_of_the_kv_cache_are_what_a_plain_list_says(tmp_path: Path) -> None:
+    assert "failures   : 0" in run(tmp_path, program("test-kv-cells"))
+
+
 def test_the_backends_agree_on_every_architecture(tmp_path: Path) -> None:
     out = run(tmp_path, program("test-llama-archs"), "-s", "1234")
     assert "FAIL" not in out

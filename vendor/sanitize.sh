@@ -18,7 +18,7 @@ sanitizer_flags() { # asan | tsan: CMake's, one a line; ggml's own threads, as O
 
 sanitizer_goals() {
     case $1 in
-        asan) echo "llama ggml test-memory-checkpoint test-batch-alloc" ;;
+        asan) echo "llama ggml test-memory-checkpoint test-batch-alloc test-kv-cells" ;;
         tsan) echo "llama ggml" ;;
     esac
 }
@@ -45,6 +45,7 @@ sanitize() {
     export UBSAN_OPTIONS=print_stacktrace=1
     note "address and undefined behaviour: the C++ tests"
     build/asan/bin/test-batch-alloc > build/asan/test.log 2>&1 || { tail -40 build/asan/test.log; die "test-batch-alloc"; }
+    build/asan/bin/test-kv-cells > build/asan/test.log 2>&1 || { tail -40 build/asan/test.log; die "test-kv-cells"; }
     for model in $SANITIZE_MODELS; do
         build/asan/bin/test-memory-checkpoint -m "$models/$model.gguf" -t 1 2>&1 | tail -40 || die "test-memory-checkpoint with $model"
     done
