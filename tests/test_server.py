@@ -12,6 +12,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,74 @@ def test_a_conversation_decodes_only_what_is_new(plain: Client, drafting: Client
         if turn > 0:
             assert found.timings.prompt_n <= found.n_prompt - n_known + 8 + 16
         history = prompt + f"answer {turn}\n"
+
+
+# thinks behind every header, and the next prompt has an answer there
+TEMPLATE = """\
+{%- for message in messages -%}
+<|endoftext|>{{ message.role }}
+{{ message.content }}
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|endoftext|>assistant
+<think>
+The question is:
+{% endif -%}"""
+
+
+def n_decoded_and_new(server: Server, turn: Callable[[Client, str], tuple[str, Completion]]) -> list[tuple[int, int]]:
+    """Of each turn: tokens of the prompt that were decoded, and those behind what it has in common with the one before."""
+    client, last, counts = server.client(), list[int](), []
+    for number in range(6):
+        lines = [f"x{i} = {i * number}\n" for i in range(10 if number > 1 else 40)]
+        text, done = turn(client, f"Step {number}: " + "".join(lines))
+        prompt = client.tokenize(text)
+        n_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, last, strict=False)))
+        counts.append((done.timings.prompt_n, len(prompt) - n_common))
+        last = prompt
+    return counts
+
+
+@needs_checkpoint_flags
+@pytest.mark.parametrize("flags", [(), ("--skip-chat-parsing",)], ids=["roles", "only the generation prompt"])
+def test_a_chat_whose_reasoning_is_stripped_decodes_what_is_new(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """From the second turn on, whether or not the server can tell the roles of the template apart."""
+    (tmp_path / "template").write_text(TEMPLATE)
+    messages = []
+
+    def turn(client: Client, question: str) -> tuple[str, Completion]:
+        messages.append({"role": "user", "content": question})
+        prompt = requests.post(f"{client.url}/apply-template", json={"messages": messages}, timeout=60).json()["prompt"]
+        body = {"messages": messages, "max_tokens": 16, "temperature": 0}
+        answer = requests.post(f"{client.url}/v1/chat/completions", json=body, timeout=60).json()
+        messages.append({"role": "assistant", "content": f"Step {len(messages)} is done."})
+        return prompt, Completion.parse({"content": "", "stop": True, **answer})
+
+    template = ("--jinja", "--chat-template-file", str(tmp_path / "template"))
+    with start(llamackpt.default_model(), *template, *flags, n_ctx=4096) as server:
+        turns = n_decoded_and_new(server, turn)
+    header = 6  # <|endoftext|>assistant
+    assert all(new <= decoded <= new + header for decoded, new in turns)
+    assert sum(decoded for decoded, _ in turns[1:]) <= 1.05 * sum(new for _, new in turns[1:])
+
+
+@needs_checkpoint_flags
+def test_a_raw_conversation_whose_reasoning_is_stripped_decodes_what_is_new(plain: Client, hybrid: Path) -> None:
+    """From the third turn on: nobody says where the answer starts, so the server has to see it once."""
+    history = [""]
+
+    def turn(client: Client, question: str) -> tuple[str, Completion]:
+        history.append(f"{history[-1]}\nuser: {question}")
+        prompt = history[-1] + "\nassistant: Let me think, step by step, about the numbers.\n"
+        done = greedy(client, prompt, 16, cache_prompt=True)
+        assert_same(plain, prompt, greedy(plain, prompt, 16), done)
+        history[-1] += "\nassistant: done.\n"
+        return prompt, done
+
+    with start(hybrid, n_ctx=4096) as server:
+        turns = n_decoded_and_new(server, turn)
+    assert turns[1][0] > 1.5 * turns[1][1]
+    assert all(new <= decoded <= new + 4 for decoded, new in turns[2:])
 
 
 def test_two_conversations_in_turn_on_one_slot_keep_apart(plain: Client, hybrid: Path) -> None:
