@@ -12,9 +12,10 @@ import llamackpt
 from llamackpt.bench.state_heavy import copy_field
 
 
-def write_f32(path: Path) -> Path:
+def write_f32(path: Path, n_tensors: int = 0) -> Path:
+    """n_tensors: the most in one file, 0 writes all to `path`."""
     reader = gguf.GGUFReader(llamackpt.default_model())
-    writer = gguf.GGUFWriter(str(path), "qwen35")
+    writer = gguf.GGUFWriter(str(path), "qwen35", split_max_tensors=n_tensors)
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
             copy_field(field, writer)

@@ -16,6 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import requests
 from conftest import ROOT
@@ -120,12 +121,14 @@ def wild(wild_server: Server) -> Iterator[Client]:
     yield client
     assert wild_server.returncode is None, wild_server.log_lines()
     assert client.health()
-    assert held_by_checkpoints(client) == 0
+    assert not any(held(client).values())
 
 
-def held_by_checkpoints(client: Client) -> float:
-    """Bytes on all tiers; upstream has no such metric, and counts as 0."""
-    return sum(value for name, value in client.metrics().items() if name.startswith("llamacpp:checkpoint_bytes"))
+def held(client: Client) -> dict[str, float]:
+    """Bytes that checkpoints hold by tier; upstream has no such metric."""
+    prefix, suffix = 'llamacpp:checkpoint_bytes{tier="', '"}'
+    items = client.metrics().items()
+    return {name.removeprefix(prefix).removesuffix(suffix): value for name, value in items if name.startswith(prefix)}
 
 
 def counted(client: Client, what: Callable[[], object]) -> dict[str, float]:
@@ -500,10 +503,9 @@ def test_checkpoints_keep_to_their_memory(plain: Client, hybrid: Path) -> None:
         for turn in range(40):
             prompt += f"<|endoftext|>user\n{PROMPTS[turn % 8]}# {turn}\n"
             found = greedy(client, prompt, 4, cache_prompt=True, message_delimiters=delimiters)
-            held = client.metrics()
             for tier, mib in limits.items():
-                assert held[f'llamacpp:checkpoint_bytes{{tier="{tier}"}}'] <= mib * 2**20
-        assert held['llamacpp:checkpoint_bytes{tier="host"}'] > 0.5 * 2**20
+                assert held(client)[tier] <= mib * 2**20
+        assert held(client)["host"] > 0.5 * 2**20
         assert found.timings.prompt_n < 100
         assert_same(plain, prompt[-2000:], greedy(plain, prompt[-2000:], 4), greedy(client, prompt[-2000:], 4))
 
@@ -638,6 +640,47 @@ def test_a_slot_file_of_another_model_or_cache_is_refused(plain: Client, hybrid:
                 server.client().restore_slot(0, "of two")
             assert caught.value.code == 400
             assert len(greedy(server.client(), PROMPTS[0], 8).tokens) == 8
+    with start(hybrid, "--slot-save-path", str(slots)) as server:
+        with pytest.raises(RequestError, match="split into 2 parts in the file and into 1 here") as caught:
+            server.client().restore_slot(0, "of two")
+        assert caught.value.code == 400
+
+
+@needs_checkpoint_flags
+@pytest.mark.parametrize("n_tensors", [0, 40], ids=["one file", "several files"])
+def test_a_slot_file_of_other_weights_is_refused(tmp_path: Path, slots: Path, n_tensors: int) -> None:
+    """Same metadata, same size, one matrix changed."""
+    write_f32(tmp_path / "model.gguf", n_tensors)
+    files = sorted(tmp_path.glob("*.gguf"))
+    assert (len(files) > 1) == (n_tensors > 0)
+    with start(files[0], "--slot-save-path", str(slots)) as server:
+        greedy(server.client(), PROMPTS[0], 8, cache_prompt=True)
+        server.client().save_slot(0, "weights")
+    with start(files[0], "--slot-save-path", str(slots)) as server:
+        assert server.client().restore_slot(0, "weights").n_tokens > 8
+    matrix = max(gguf.GGUFReader(files[-1]).tensors, key=lambda tensor: tensor.n_bytes)
+    with files[-1].open("r+b") as file:
+        file.seek(matrix.data_offset)
+        file.write((-matrix.data).tobytes())
+    with start(files[0], "--slot-save-path", str(slots)) as server:
+        with pytest.raises(RequestError, match="another model"):
+            server.client().restore_slot(0, "weights")
+
+
+@needs_checkpoint_flags
+def test_saving_a_slot_leaves_its_checkpoints_where_they_are(plain: Client, hybrid: Path, slots: Path) -> None:
+    with start(hybrid, *DRAFTS, "--slot-save-path", str(slots)) as server:
+        client = server.client()
+        prompt = "".join(PROMPTS)
+        greedy(client, prompt, 24, cache_prompt=True)
+        before = held(client)
+        assert before["shared"] > before["host"] == 0
+        client.save_slot(0, "kept")
+        assert held(client) == before
+        for end in ("# one\n", "# another\n"):
+            found = greedy(client, prompt + end, 24, cache_prompt=True)
+            assert found.timings.prompt_n < 16
+            assert_same(plain, prompt + end, greedy(plain, prompt + end, 24), found)
 
 
 def broken_copies(whole: bytes) -> list[bytes]:
