@@ -9,6 +9,8 @@ goes for a draft, for several slots at once and for a prompt in parts, with and 
 from __future__ import annotations
 
 import random
+import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,7 @@ from llama_gguf import write_llama
 import llamackpt
 from llamackpt.errors import PromptTooLongError, RequestError
 from llamackpt.server import Client, Completion, Server
+from llamackpt.server.process import server_program
 
 COMMON = ("--threads", "1", "--cache-ram", "0", "--metrics", "--cache-type-k", "f32", "--cache-type-v", "f32")
 DRAFTS = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "8")
@@ -122,6 +125,7 @@ def wild(wild_server: Server) -> Iterator[Client]:
     assert wild_server.returncode is None, wild_server.log_lines()
     assert client.health()
     assert not any(held(client).values())
+    assert client.metrics().get("llamacpp:checkpoint_held_count", 0) == 0
 
 
 def held(client: Client) -> dict[str, float]:
@@ -195,21 +199,33 @@ def test_the_shipped_model_repeats_itself_bit_for_bit() -> None:
     assert answers[0].timings.draft_n_accepted > 0
 
 
-@pytest.mark.parametrize("kind", ["ngram-mod", "ngram-map-k", "ngram-map-k4v", "ngram-cache"])
-def test_other_drafts_without_a_model_write_the_same(plain: Client, hybrid: Path, kind: str) -> None:
-    flags = {
-        "ngram-mod": ("--spec-ngram-mod-n-match", "2", "--spec-ngram-mod-n-min", "2", "--spec-ngram-mod-n-max", "8"),
-        "ngram-map-k": ("--spec-ngram-map-k-size-n", "2", "--spec-ngram-map-k-size-m", "8"),
-        "ngram-map-k4v": ("--spec-ngram-map-k4v-size-n", "2", "--spec-ngram-map-k4v-size-m", "8"),
-        "ngram-cache": (),
-    }[kind]
-    rejected = 0
-    with start(hybrid, "--spec-type", kind, *flags) as server:
+MODEL_FREE = {
+    "ngram-simple": ("--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "8"),
+    "ngram-mod": ("--spec-ngram-mod-n-match", "2", "--spec-ngram-mod-n-min", "2", "--spec-ngram-mod-n-max", "8"),
+    "ngram-map-k": ("--spec-ngram-map-k-size-n", "2", "--spec-ngram-map-k-size-m", "8"),
+    "ngram-map-k4v": ("--spec-ngram-map-k4v-size-n", "2", "--spec-ngram-map-k4v-size-m", "8"),
+    "ngram-cache": (),
+    "ngram-cache,ngram-mod": ("--spec-ngram-mod-n-match", "2", "--spec-ngram-mod-n-min", "2", "--spec-ngram-mod-n-max", "8"),
+}
+
+
+def test_no_model_free_kind_of_draft_is_forgotten_here() -> None:
+    done = subprocess.run([server_program(), "--help"], capture_output=True, text=True, timeout=60, check=True)
+    kinds = next(line for line in done.stdout.splitlines() if line.startswith("--spec-type"))
+    assert set(re.findall(r"ngram-[a-z0-9-]+", kinds)) == {kind for kind in MODEL_FREE if "," not in kind}
+
+
+@pytest.mark.parametrize("kind", MODEL_FREE)
+def test_drafts_without_a_model_write_the_same(plain: Client, hybrid: Path, kind: str) -> None:
+    accepted = rejected = 0
+    with start(hybrid, "--spec-type", kind, *MODEL_FREE[kind]) as server:
         for prompt in PROMPTS:
             again = prompt * 3
             found = greedy(server.client(), again, 100)
+            accepted += found.timings.draft_n_accepted
             rejected += found.timings.draft_n - found.timings.draft_n_accepted
             assert_same(plain, again, greedy(plain, again, 100), found)
+    assert accepted > 0
     assert rejected > 0
 
 
@@ -291,6 +307,17 @@ def test_memory_stays_flat_over_rejected_drafts(wild: Client, wild_server: Serve
     before = wild_server.rss()
     rounds(12)
     assert wild_server.rss() - before < 8 * 2**20
+
+
+@needs_checkpoint_flags
+def test_no_checkpoint_of_a_rejected_draft_stays_in_the_memory(wild: Client) -> None:
+    """Counted by the memory, which also knows those that nobody else remembers: one while it drafts, none after that."""
+    before = wild.metrics()
+    for seed in range(12):
+        for index, _ in enumerate(wild.stream(PROMPTS[0], max_tokens=200, seed=seed, cache_prompt=False, **NOISE)):
+            assert index % 20 or wild.metrics()["llamacpp:checkpoint_held_count"] <= 1
+        assert wild.metrics()["llamacpp:checkpoint_held_count"] == 0
+    assert wild.metrics()["llamacpp:spec_decode_num_drafts_total"] - before["llamacpp:spec_decode_num_drafts_total"] > 300
 
 
 def test_generation_ends_at_the_end_of_the_context(wild: Client) -> None:
