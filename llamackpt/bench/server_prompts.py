@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..server import Client, Server
 from .server import Bench, Setup, medians, texts
 
 __all__ = ["MARKERS", "measure_conversation", "measure_restore"]
 
-USER, ASSISTANT = "<|endoftext|>user\n", "<|endoftext|>assistant\n"  # one token and its role, as in most chat templates
+# one token and the role in front of each message, as in most chat templates
+TEMPLATE = """\
+{%- for message in messages -%}
+{{ "<|endoftext|>" + message.role + "\\n" + message.content }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ "<|endoftext|>assistant\\nMARKER" }}
+{%- endif -%}
+"""
 # what a template puts behind that for the model to think: one token in most vocabularies, several where it is plain text
-MARKERS = {"1 token": "<|endoftext|>", "text": "<think>\n"}
-DELIMITERS = [{"role": "user", "delimiter": USER}, {"role": "assistant", "delimiter": ASSISTANT}]
+MARKERS = {"1 token": "<|endoftext|>", "text": "<think>\\n"}
 N_GENERATED = 32
 
 
-def ask(client: Client, prompt: Sequence[int], n_tokens: int, **more: Any) -> tuple[float, int]:
+def ask(client: Client, prompt: Sequence[int], n_tokens: int) -> tuple[float, int]:
     """Milliseconds until the first token is here, and how many tokens of the prompt were decoded for it."""
     start = time.perf_counter()
     first = 0.0
-    for chunk in client.stream(prompt, max_tokens=n_tokens, temperature=0, ignore_eos=True, **more):
+    for chunk in client.stream(prompt, max_tokens=n_tokens, temperature=0, ignore_eos=True):
         first = first or (time.perf_counter() - start) * 1e3
         if chunk.completion:
             return first, chunk.completion.timings.prompt_n
+    raise AssertionError("a stream has a last item")
+
+
+def ask_chat(client: Client, messages: Sequence[dict[str, str]], n_tokens: int) -> tuple[float, int]:
+    """The same, of a chat."""
+    body = {"messages": messages, "max_tokens": n_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+    start = time.perf_counter()
+    first = 0.0
+    with client._open("POST", "/v1/chat/completions", body, stream=True) as response:
+        for line in response.iter_lines():
+            if not line.startswith(b"data: {"):
+                continue
+            first = first or (time.perf_counter() - start) * 1e3  # the role, with the first token
+            event = json.loads(line[6:])
+            if "timings" in event:
+                return first, int(event["timings"]["prompt_n"])
     raise AssertionError("a stream has a last item")
 
 
@@ -47,7 +70,10 @@ def measure_conversation(
     New are the tokens behind what two prompts have in common; the first turn has no prompt before it and is left out.
     """
     n_ctx = n_history + n_turns * 160 + 1024
-    flags = ("--ctx-size", str(n_ctx), "--override-kv", f"{architecture}.context_length=int:{n_ctx}")
+    template = setup.logs / "template.jinja"
+    template.write_text(TEMPLATE.replace("MARKER", MARKERS[marker]))
+    flags = ("--ctx-size", str(n_ctx), "--override-kv", f"{architecture}.context_length=int:{n_ctx}",
+             "--jinja", "--chat-template-file", f"{template}")  # fmt: skip
     material = "\n".join(texts(10**6))
     first_ms: dict[str, list[float]] = {}
     decoded: dict[str, int] = {}
@@ -55,16 +81,16 @@ def measure_conversation(
     n_new = 0
     with setup.pair(model, *flags) as servers:
         clients = {name: server.client(1800) for name, server in servers.items()}
-        history = USER + _cut(clients["patched"], material, n_history).strip()
+        messages = [{"role": "user", "content": _cut(clients["patched"], material, n_history).strip()}]
         last: list[int] = []
         for turn in range(n_turns):
             progress(f"conversation, {marker}: turn {turn + 1} of {n_turns}")
-            prompt = clients["patched"].tokenize(history + ASSISTANT + MARKERS[marker])
+            prompt = _prompt(clients["patched"], messages)
             new = len(prompt) - _common(prompt, last)
             n_new += new if turn else 0
             row: dict[str, object] = {"prompt": len(prompt), "new": new}
             for name in sorted(clients, reverse=bool(turn % 2)):
-                ms, n_decoded = ask(clients[name], prompt, N_GENERATED, message_delimiters=DELIMITERS)
+                ms, n_decoded = ask_chat(clients[name], messages, N_GENERATED)
                 row[name] = {"first token, ms": ms, "decoded": n_decoded}
                 if turn:
                     first_ms.setdefault(name, []).append(ms)
@@ -72,7 +98,7 @@ def measure_conversation(
             detail.append(row)
             last = prompt
             message = material[(turn + 1) * 997 :][:240].strip()
-            history += f"{ASSISTANT}Step {turn} is done.{USER}{message}"
+            messages += [{"role": "assistant", "content": f"Step {turn} is done."}, {"role": "user", "content": message}]
     bench.details[f"conversation, {marker}"] = detail
     what = f"turns 2 to {n_turns}, {n_history} tokens of history, reasoning and its marker ({marker}) stripped"
     bench.add(f"decoded / new, {marker}", f"prompt tokens decoded for each new one, {what}", "",
@@ -128,6 +154,11 @@ def _after_restore(server: Server, filename: str, prompt: Sequence[int]) -> tupl
 
 def _cut(client: Client, text: str, n_tokens: int) -> str:
     return client.detokenize(client.tokenize(text)[:n_tokens])
+
+
+def _prompt(client: Client, messages: Sequence[dict[str, str]]) -> list[int]:
+    """What the server makes of a chat."""
+    return client.tokenize(str(client._json("POST", "/apply-template", {"messages": messages})["prompt"]))
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
