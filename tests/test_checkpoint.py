@@ -285,6 +285,28 @@ def test_llama_cpp_own_rollback_planes_live_beside_checkpoints(model: llamackpt.
         assert ctx.decode(model.tokenize("for name")).shape == expected.shape
 
 
+def test_a_rollback_finds_its_own_snapshots_after_other_sequences_of_the_batch(model: llamackpt.Model) -> None:
+    """The batch is split: sequence 1 first, then 0 and 2, between which it is in the way. Upstream moves it without them."""
+    parts = [(1, [7, 8, 9, 10, 11, 12, 13]), (0, [17, 18, 19, 20]), (2, [27, 28, 29, 30])]
+    rows = []
+    for together in (True, False):
+        with model.context(n_ctx=512, n_seq_max=3, n_rs_seq=6) as ctx:
+            for seq_id in range(3):
+                ctx.decode(model.tokenize(PROMPT), seq_id=seq_id)
+            batch = llamackpt.Batch()
+            for seq_id, tokens in parts:
+                for pos, token in enumerate(tokens, ctx.pos_max(seq_id) + 1):
+                    batch.add(token, pos, seq_id)
+                if not together:
+                    ctx.decode(tokens, seq_id=seq_id)
+            if together:
+                ctx.decode_batch(batch)
+            for seq_id, _ in parts:
+                ctx.seq_rm(seq_id, ctx.pos_max(seq_id) - 2)
+            rows.append([ctx.decode([40], seq_id=seq_id) for seq_id, _ in parts])
+    assert np.array_equal(*rows)
+
+
 def test_serialising_state_into_a_sequence_makes_its_checkpoints_stale(ctx: llamackpt.Context) -> None:
     start(ctx)
     ck, state = ctx.checkpoint(), ctx.state_get()
