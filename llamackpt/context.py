@@ -1,54 +1,32 @@
-"""A context: the memory of its sequences, decoding into it, and checkpoints of it. Its scratch batch is in _scratch.py."""
+"""A context: the memory of the sequences of a model; made, checkpointed and closed here.
+
+Its sequences are in _sequences.py, decoding is in _decoding.py, the options are in _params.py.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from . import log
+from ._decoding import Decoding
 from ._ffi import ffi, lib
 from ._gate import Gate
+from ._params import check_range, context_params
 from ._scratch import Poll, Scratch
-from .batch import Batch
 from .checkpoint import FLAGS, Checkpoint, CheckpointPerf, check_status
-from .errors import (
-    CheckpointMemoryError,
-    ClosedError,
-    ContextFullError,
-    DecodeError,
-    LlamaError,
-    UnsupportedError,
-)
+from .errors import CheckpointMemoryError, ClosedError, DecodeError, LlamaError
 
 if TYPE_CHECKING:
     from .model import Model
 
 __all__ = ["Context"]
 
-LogitsChoice = Literal["last", "all"] | Sequence[bool] | npt.NDArray[np.bool_] | None
 
-_MAX_SEQ = 256
-_CACHE_TYPES = {
-    "f32": lib.GGML_TYPE_F32,
-    "f16": lib.GGML_TYPE_F16,
-    "bf16": lib.GGML_TYPE_BF16,
-    "q8_0": lib.GGML_TYPE_Q8_0,
-    "q4_0": lib.GGML_TYPE_Q4_0,
-}
-_FLASH = {
-    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
-    False: lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-    True: lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-}
-
-
-class Context:
+class Context(Decoding):
     """The memory of up to n_seq_max sequences of a model.
 
     n_ctx:       tokens in all, 0 for what the model was trained with.
@@ -90,29 +68,13 @@ class Context:
         handle = model._handle()
         if model.vocab_only:
             raise LlamaError("the model was loaded with vocab_only=True and has no weights to make a context of")
-        _check_range("n_ctx", n_ctx, 0, 2**31 - 1)
-        _check_range("n_batch", n_batch, 1, 2**31 - 1)
-        _check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
-        _check_range("n_seq_max", n_seq_max, 1, _MAX_SEQ)
-        _check_range("n_rs_seq", n_rs_seq, 0, 2**16)
-        _check_range("checkpoints", checkpoints, 0, 2**31 - 1)
-
-        params = lib.llama_context_default_params()
+        check_range("checkpoints", checkpoints, 0, 2**31 - 1)
         self._arch = model.metadata.get("general.architecture", "")
-        n_ubatch = min(n_ubatch, n_batch)
-        if self._arch == "kimi-linear" and not kv_unified:  # llama.cpp aborts on another size
-            n_ubatch = max(n_ubatch // n_seq_max, 1) * n_seq_max
-        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_ubatch
-        params.n_seq_max, params.n_rs_seq = n_seq_max, n_rs_seq
-        # llama.cpp's own default is four, however many there are: more threads than processors spin against each other
-        n_threads = _n_processors() if n_threads is None else n_threads
-        _check_range("n_threads", n_threads, 1, 512)
-        params.n_threads = params.n_threads_batch = n_threads
-        params.kv_unified, params.offload_kqv, params.swa_full = kv_unified, offload_kqv, swa_full
-        params.flash_attn_type = _choice("flash_attn", flash_attn, _FLASH)
-        params.type_k = _choice("type_k", type_k, _CACHE_TYPES)
-        params.type_v = _choice("type_v", type_v, _CACHE_TYPES)
-        params.no_perf = False
+        params = context_params(
+            self._arch,
+            n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_threads=n_threads, kv_unified=kv_unified,
+            flash_attn=flash_attn, type_k=type_k, type_v=type_v, n_rs_seq=n_rs_seq, offload_kqv=offload_kqv, swa_full=swa_full,
+        )  # fmt: skip
         self._poll = Poll()
         params.abort_callback = ffi.addressof(lib, "llamackpt_abort_poll")
         params.abort_callback_data = self._poll.data
@@ -141,250 +103,6 @@ class Context:
                 self.close()
                 raise
 
-    def _use(self) -> Gate:
-        return self._gate
-
-    def _check_seq(self, seq_id: int) -> None:
-        if not 0 <= seq_id < self.n_seq_max:
-            raise ValueError(f"sequence {seq_id} is out of range [0, {self.n_seq_max}); see n_seq_max")
-
-    def _memory(self, gate: Gate) -> Any:
-        if gate.memory == ffi.NULL:
-            raise UnsupportedError("this model keeps no memory of its tokens (it is not autoregressive)")
-        return gate.memory
-
-    # decoding
-
-    def decode(
-        self,
-        tokens: int | Iterable[int] | npt.NDArray[np.integer[Any]],
-        seq_id: int = 0,
-        *,
-        pos: int | None = None,
-        logits: LogitsChoice = "last",
-        copy: bool = True,
-    ) -> npt.NDArray[np.float32]:
-        """Decode tokens at the end of a sequence.
-
-        tokens: ids, one-dimensional; a single id works, too.
-        pos:    position of the first one, None to go on after the last.
-        logits: for which tokens they are returned: "last", "all", a mask of len(tokens), or None.
-        copy:   False returns an array that the next decode writes again; it saves an allocation.
-
-        Returns float32 [n_out, n_vocab].
-
-        Raises ContextFullError with nothing decoded, DecodeError, ValueError. KeyboardInterrupt stops a running decode; of a
-        recurrent model the sequence is then lost: restore a checkpoint of it, or remove it.
-        """
-        if type(tokens) is list and len(tokens) == 1 and type(tokens[0]) is int and 0 <= tokens[0] < self._n_vocab:
-            ids = self._one  # the usual case of generation, without a new array
-            ids[0] = tokens[0]
-            self.model._handle()
-        else:
-            ids = self.model._check_tokens([tokens] if isinstance(tokens, int | np.integer) else tokens)
-        n = len(ids)
-        if n == 0:
-            raise ValueError("there are no tokens to decode")
-        with self._gate as gate:
-            self._check_seq(seq_id)
-            memory = gate.memory
-            start = 0 if memory == ffi.NULL else lib.llama_memory_seq_pos_max(memory, seq_id) + 1
-            if pos is not None and pos != start:
-                if start > 0 or pos < 0:
-                    raise ValueError(f"position {pos} does not follow the sequence, which goes on at {start}")
-                start = pos
-            scratch = self._scratch
-            if n <= scratch.capacity:
-                scratch.fill(ids, start, seq_id, logits)
-                self._decode(gate, scratch, (seq_id,))
-                return self._logits(gate, scratch, copy)
-            if memory == ffi.NULL:
-                raise ValueError(f"this model takes at most n_ubatch={self.n_ubatch} tokens, not {n}")
-            return self._decode_split(gate, ids, start, seq_id, logits)
-
-    def _decode_split(
-        self, gate: Gate, ids: npt.NDArray[np.int32], start: int, seq_id: int, logits: LogitsChoice
-    ) -> npt.NDArray[np.float32]:
-        """Several batches. If a later one does not fit, the sequence goes back to where it was."""
-        scratch, out = self._scratch, []
-        mask = scratch.mask(len(ids), logits)
-        ident = lib.llama_memory_checkpoint_save(gate.memory, seq_id, 0)
-        try:
-            for at in range(0, len(ids), scratch.capacity):
-                part = slice(at, at + scratch.capacity)
-                scratch.fill(ids[part], start + at, seq_id, mask[part])
-                self._decode(gate, scratch, (seq_id,))
-                out.append(self._logits(gate, scratch, True))
-        except BaseException as err:
-            if ident >= 0 and lib.llama_memory_checkpoint_restore(gate.memory, seq_id, ident) == 0:
-                self._interrupted.discard(seq_id)
-            elif isinstance(err, ContextFullError):
-                raise DecodeError(f"no room for {len(ids)} tokens, and the {at} decoded ones cannot be taken back") from err
-            raise
-        finally:
-            if ident >= 0:
-                lib.llama_memory_checkpoint_delete(gate.memory, ident)
-        return np.concatenate(out)
-
-    def decode_batch(self, batch: Batch, *, copy: bool = True) -> npt.NDArray[np.float32]:
-        """Decode tokens of several sequences together; at most n_batch of them.
-
-        Returns float32 [n_out, n_vocab], a row for each token that was added with logits=True, in that order.
-        """
-        self.model._check_tokens([entry.token for entry in batch.entries])
-        with self._gate as gate:
-            if not 0 < len(batch) <= self._scratch.capacity:
-                raise ValueError(f"a batch has 1 to {self._scratch.capacity} tokens, not {len(batch)}; see n_batch, n_ctx")
-            follows: dict[int, int] = {}
-            for entry in batch.entries:
-                for seq_id in entry.seq_ids:
-                    self._check_seq(seq_id)
-                    if gate.memory != ffi.NULL and seq_id not in follows:
-                        follows[seq_id] = lib.llama_memory_seq_pos_max(gate.memory, seq_id) + 1
-                    expected = follows.get(seq_id, 0)
-                    if entry.pos < 0 or (expected > 0 and entry.pos != expected):
-                        raise ValueError(f"position {entry.pos} does not follow sequence {seq_id}, at {expected}")
-                    follows[seq_id] = entry.pos + 1
-                if len(entry.seq_ids) > 1 and (self.model.is_recurrent or self._arch == "qwen4exp"):
-                    raise UnsupportedError("a token of this model belongs to one sequence; use a full checkpoint or seq_cp")
-                if len(set(entry.seq_ids)) != len(entry.seq_ids):
-                    raise ValueError(f"a token belongs to a sequence once, not as in {entry.seq_ids}")
-            self._scratch.fill_batch(batch)
-            self._decode(gate, self._scratch, {s for entry in batch.entries for s in entry.seq_ids})
-            return self._logits(gate, self._scratch, copy)
-
-    def _decode(self, gate: Gate, scratch: Scratch, seq_ids: Iterable[int]) -> None:
-        if self._interrupted and not self._interrupted.isdisjoint(seq_ids):
-            raise DecodeError("a decode of this sequence was interrupted; restore a checkpoint of it, or remove it")
-        if self.model.has_encoder:
-            raise UnsupportedError("llamackpt does not run models with an encoder")
-        log.reset_reason()
-        status = lib.llama_decode(gate.ctx, scratch.batch)
-        if status != 0:
-            self._fail(gate, status, scratch.batch.n_tokens, seq_ids)
-
-    def _fail(self, gate: Gate, status: int, n: int, seq_ids: Iterable[int]) -> None:
-        if status == 1:
-            raise ContextFullError(f"no room for {n} tokens in a context of {self.n_ctx}", status)
-        if gate.memory != ffi.NULL and (self.model.is_recurrent or self.model.is_hybrid) and status in (2, -2, -3):
-            self._interrupted.update(seq_ids)
-        if status == 2:
-            raise self._poll.take() or KeyboardInterrupt()
-        raise DecodeError(f"llama.cpp cannot decode the batch of {n} tokens", status, log.reason())
-
-    def _logits(self, gate: Gate, scratch: Scratch, copy: bool) -> npt.NDArray[np.float32]:
-        if scratch.n_out == 0:
-            return np.empty((0, self._n_vocab), dtype=np.float32)
-        # the rows come in the order of the batch; the call waits for the computation
-        data = lib.llama_get_logits(gate.ctx)
-        if data == ffi.NULL:
-            raise DecodeError("the model has no logits (is it an embedding model?)", log=log.reason())
-        shape = (scratch.n_out, self._n_vocab)
-        view = np.frombuffer(ffi.buffer(data, 4 * shape[0] * shape[1]), dtype=np.float32).reshape(shape)
-        return view.copy() if copy else scratch.keep(view)
-
-    # the memory
-
-    def pos_min(self, seq_id: int = 0) -> int:
-        """The smallest position that the memory holds of the sequence, -1 if it is empty."""
-        with self._gate as gate:
-            self._check_seq(seq_id)
-            return int(lib.llama_memory_seq_pos_min(self._memory(gate), seq_id))
-
-    def pos_max(self, seq_id: int = 0) -> int:
-        """The largest position of the sequence, -1 if it is empty."""
-        with self._gate as gate:
-            self._check_seq(seq_id)
-            return int(lib.llama_memory_seq_pos_max(self._memory(gate), seq_id))
-
-    def seq_rm(self, seq_id: int = 0, p0: int = 0, p1: int = -1) -> None:
-        """Remove the tokens at positions [p0, p1), p1 < 0: to the end.
-
-        Raises UnsupportedError if the memory cannot remove a part of a sequence (use a checkpoint); nothing has changed then.
-        """
-        with self._gate as gate:
-            self._check_seq(seq_id)
-            if not lib.llama_memory_seq_rm(self._memory(gate), seq_id, p0, p1):
-                raise UnsupportedError(f"the memory cannot remove positions [{p0}, {p1}) alone; restore a checkpoint")
-            if p0 <= 0:
-                self._interrupted.discard(seq_id)
-
-    def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> None:
-        """Copy the tokens of sequence src at positions [p0, p1) to dst."""
-        with self._gate as gate:
-            self._check_seq(src)
-            self._check_seq(dst)
-            whole_only = not self.kv_unified or self._arch == "deepseek4"
-            if whole_only and (p0 > 0 or p1 >= 0) and not self.model.is_recurrent:
-                raise UnsupportedError("only whole sequences can be copied here (kv_unified=False, or DeepSeek V4)")
-            lib.llama_memory_seq_cp(self._memory(gate), src, dst, p0, p1)
-
-    def seq_keep(self, seq_id: int) -> None:
-        """Remove all sequences but this one."""
-        with self._gate as gate:
-            self._check_seq(seq_id)
-            lib.llama_memory_seq_keep(self._memory(gate), seq_id)
-
-    def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
-        """Shift the positions [p0, p1) of the sequence by delta."""
-        with self._gate as gate:
-            self._check_seq(seq_id)
-            self._check_shift(gate)
-            lib.llama_memory_seq_add(self._memory(gate), seq_id, p0, p1, delta)
-
-    def seq_div(self, seq_id: int, p0: int, p1: int, d: int) -> None:
-        """Divide the positions [p0, p1) of the sequence by d >= 1."""
-        with self._gate as gate:
-            self._check_seq(seq_id)
-            _check_range("d", d, 1, 2**31 - 1)
-            self._check_shift(gate)
-            lib.llama_memory_seq_div(self._memory(gate), seq_id, p0, p1, d)
-
-    def _check_shift(self, gate: Gate) -> None:
-        if not lib.llama_memory_can_shift(self._memory(gate)):
-            raise UnsupportedError("the memory of this model cannot shift positions")
-        # both would abort: positions of several dimensions, and hybrids with a window cache that has no layers
-        if not self.model.is_recurrent and (self.model._has_multi_dim_pos or self.model._is_windowed_hybrid):
-            raise UnsupportedError("the memory of this model cannot shift positions")
-
-    def clear(self, data: bool = False) -> None:
-        """Remove all sequences and delete all checkpoints. data: also zero the buffers."""
-        with self._gate as gate:
-            lib.llama_memory_clear(self._memory(gate), data)
-            self._interrupted.clear()
-
-    def synchronize(self) -> None:
-        """Wait until all computation is done."""
-        with self._gate as gate:
-            lib.llama_synchronize(gate.ctx)
-
-    # host serialisation, as llama.cpp has it: what checkpoints are compared with
-
-    def state_get(self, seq_id: int = 0, partial: bool = False) -> bytes:
-        """The state of a sequence as bytes. partial: without what the memory can roll back by itself (attention)."""
-        flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
-        with self._gate as gate:
-            self._check_seq(seq_id)
-            self._memory(gate)
-            size = lib.llama_state_seq_get_size_ext(gate.ctx, seq_id, flags)
-            buffer = bytearray(size)
-            n = lib.llama_state_seq_get_data_ext(gate.ctx, ffi.from_buffer("uint8_t[]", buffer), size, seq_id, flags)
-            if n != size or size == 0:
-                raise LlamaError("llama.cpp cannot serialise the sequence", log=log.reason())
-            return bytes(buffer)
-
-    def state_set(self, seq_id: int, data: bytes, partial: bool = False) -> None:
-        """Replace a sequence by a state of state_get(). Raises LlamaError if it does not fit; the sequence is empty then."""
-        flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
-        with self._gate as gate:
-            self._check_seq(seq_id)
-            self._memory(gate)
-            log.reset_reason()
-            n = lib.llama_state_seq_set_data_ext(gate.ctx, ffi.from_buffer("uint8_t[]", data), len(data), seq_id, flags)
-            if n == 0:
-                raise LlamaError("the bytes are not a state of this model", log=log.reason())
-            self._interrupted.discard(seq_id)
-
     # checkpoints
 
     @property
@@ -398,7 +116,7 @@ class Context:
 
         Raises CheckpointMemoryError; then nothing has changed. It does nothing where no cells are needed (attention only).
         """
-        _check_range("n", n, 0, 2**31 - 1)
+        check_range("n", n, 0, 2**31 - 1)
         with self._gate as gate:
             if gate.memory == ffi.NULL:
                 return
@@ -471,20 +189,3 @@ class Context:
         if self.closed:
             return "<llamackpt.Context (closed)>"
         return f"<llamackpt.Context of {self.model.path.name!r}, n_ctx={self.n_ctx}, n_seq_max={self.n_seq_max}>"
-
-
-def _n_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {low} to {high}, not {value}")
-
-
-def _choice(name: str, value: Any, choices: dict[Any, int]) -> int:
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(map(str, choices))}, not {value!r}")
-    return choices[value]

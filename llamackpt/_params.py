@@ -1,0 +1,82 @@
+"""The options of a context, checked, as llama.cpp wants them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+from ._ffi import lib
+
+__all__ = ["check_range", "context_params"]
+
+_MAX_SEQ = 256
+_CACHE_TYPES = {
+    "f32": lib.GGML_TYPE_F32,
+    "f16": lib.GGML_TYPE_F16,
+    "bf16": lib.GGML_TYPE_BF16,
+    "q8_0": lib.GGML_TYPE_Q8_0,
+    "q4_0": lib.GGML_TYPE_Q4_0,
+}
+_FLASH = {
+    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    False: lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    True: lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+}
+
+
+def context_params(
+    arch: str,
+    *,
+    n_ctx: int,
+    n_batch: int,
+    n_ubatch: int,
+    n_seq_max: int,
+    n_threads: int | None,
+    kv_unified: bool,
+    flash_attn: bool | Literal["auto"],
+    type_k: str,
+    type_v: str,
+    n_rs_seq: int,
+    offload_kqv: bool,
+    swa_full: bool,
+) -> Any:
+    """A struct llama_context_params; the options are those of Context. arch: the model's. Raises ValueError."""
+    check_range("n_ctx", n_ctx, 0, 2**31 - 1)
+    check_range("n_batch", n_batch, 1, 2**31 - 1)
+    check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
+    check_range("n_seq_max", n_seq_max, 1, _MAX_SEQ)
+    check_range("n_rs_seq", n_rs_seq, 0, 2**16)
+    # llama.cpp's own default is four, however many there are: more threads than processors spin against each other
+    n_threads = _n_processors() if n_threads is None else n_threads
+    check_range("n_threads", n_threads, 1, 512)
+
+    params = lib.llama_context_default_params()
+    n_ubatch = min(n_ubatch, n_batch)
+    if arch == "kimi-linear" and not kv_unified:  # llama.cpp aborts on another size
+        n_ubatch = max(n_ubatch // n_seq_max, 1) * n_seq_max
+    params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_ubatch
+    params.n_seq_max, params.n_rs_seq = n_seq_max, n_rs_seq
+    params.n_threads = params.n_threads_batch = n_threads
+    params.kv_unified, params.offload_kqv, params.swa_full = kv_unified, offload_kqv, swa_full
+    params.flash_attn_type = _choice("flash_attn", flash_attn, _FLASH)
+    params.type_k = _choice("type_k", type_k, _CACHE_TYPES)
+    params.type_v = _choice("type_v", type_v, _CACHE_TYPES)
+    params.no_perf = False
+    return params
+
+
+def _n_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {low} to {high}, not {value}")
+
+
+def _choice(name: str, value: Any, choices: dict[Any, int]) -> int:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(map(str, choices))}, not {value!r}")
+    return choices[value]
