@@ -90,6 +90,9 @@ class Context(Decoding):
         self.n_ubatch = int(lib.llama_n_ubatch(ctx))
         self.n_seq_max = int(lib.llama_n_seq_max(ctx))
         self.n_rs_seq = int(lib.llama_n_rs_seq(ctx))
+        if self.n_rs_seq > 0 and self.n_ubatch <= self.n_rs_seq + 1:  # llama.cpp aborts with the first batch
+            self.close()
+            raise ValueError(f"n_ubatch is {self.n_rs_seq + 2} or more with n_rs_seq={self.n_rs_seq}, not {self.n_ubatch}")
         self.kv_unified = kv_unified
         self._n_vocab = model.n_vocab
         self._one = np.zeros(1, dtype=np.int32)

@@ -152,6 +152,13 @@ def test_options_out_of_range_are_named(model: llamackpt.Model) -> None:
             model.context(**bad)
 
 
+def test_snapshots_need_room_in_a_part_of_a_batch(model: llamackpt.Model) -> None:
+    with pytest.raises(ValueError, match="n_ubatch is 8 or more with n_rs_seq=6, not 7"):
+        model.context(n_ctx=256, n_ubatch=7, n_rs_seq=6)
+    with model.context(n_ctx=256, n_ubatch=8, n_rs_seq=6) as ctx:
+        assert ctx.decode(list(range(30))).shape == (1, model.n_vocab)
+
+
 def test_a_model_without_memory_decodes_and_has_no_checkpoints(archs: Path) -> None:
     with llamackpt.Model(archs / "dream-dense.gguf") as dream, dream.context(n_ctx=256, checkpoints=2) as ctx:
         assert not ctx.supports_checkpoints
