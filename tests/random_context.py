@@ -171,7 +171,10 @@ class Run:
             state = replace(state, cell=new_cell(), copied=True)
         if ck.tier != "shared":
             state = replace(state, pending=False)
-        self.memory.on_removed(seq, 0 if ck.full else ck.state.pos + 1)
+        if ck.full:
+            self.memory.on_full_restored(ck, seq)
+        else:
+            self.memory.on_removed(seq, ck.state.pos + 1)
         self.memory.seqs[seq] = state
         return ck
 
@@ -339,7 +342,7 @@ class Run:
     def copy(self, a: int, b: int, c: int) -> None:
         src, dst = a % N_SEQ, b % N_SEQ
         state = self.memory.seqs[src]
-        if src == dst or (state.pending and self._excluded("copy-pending")):
+        if src == dst:
             return
         if self.kind.name == "dsv4" and self._excluded("copy-dsv4"):
             return
@@ -415,7 +418,7 @@ class Run:
         for ck in self.memory.saved:
             info = ck.handle._info()
             if info.restorable == ck.stale:
-                if not self.kind.exact and self.kind.tokens and not ck.stale:
+                if (ck.may_be_stale or (not self.kind.exact and self.kind.tokens)) and not ck.stale:
                     ck.stale = True  # it may be careful
                     continue
                 raise Mismatch(f"checkpoint of {ck.seq} at {ck.state.pos} is {'not ' if ck.stale else ''}stale")

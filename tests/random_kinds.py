@@ -45,7 +45,6 @@ EXCLUDED = {
     "snapshots-moved": "llama.cpp leaves the snapshots of a state behind that a batch of other sequences moves",
     "snapshots-window": "llama.cpp rolls back though tokens that are in the window again may be gone",
     "snapshots-dsv4": "DeepSeek V4 rolls back to snapshots that are not those of the state that was read",
-    "copy-pending": "llama.cpp's seq_cp() leaves a rollback that is to be done behind",
     "copy-dsv4": "llama.cpp's seq_cp() of DeepSeek V4 is wrong with several sequences",
     "keep-streams": "llama.cpp's seq_keep() with kv_unified=False removes nothing but the sequence itself from its own cache",
     "middle-kpool": "llama.cpp computes NaN with GLM 5 after tokens in the middle of a sequence were removed",

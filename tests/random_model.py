@@ -90,6 +90,7 @@ class Saved:
     tier: str
     stale: bool = False
     draft: tuple[list[int], Logits] | None = None  # tokens that followed it once, alone in their batch, and their logits
+    may_be_stale: bool = False  # valid, but the library may have lost track of it
 
 
 @dataclass
@@ -107,6 +108,18 @@ class Memory:
         for ck in self.saved:
             if self.kind.tokens and not ck.full and ck.seq == seq and max(p0, 0) < p1 and p0 <= ck.state.pos:
                 ck.stale = True
+
+    def on_full_restored(self, full: Saved, seq: int) -> None:
+        """Before the sequence becomes what the full checkpoint holds: what came before it may stay where it is."""
+        now, then = self.seqs[seq].cells, full.state.cells
+        kept = next((i for i, (one, other) in enumerate(zip(now, then, strict=False)) if one != other), min(len(now), len(then)))
+        n_cells = {pos: i + 1 for i, (pos, _) in enumerate(then)}
+        for ck in self.saved:
+            if self.kind.tokens and not ck.full and ck.seq == seq and ck.state.pos >= 0:
+                if n_cells.get(ck.state.pos, kept + 1) <= kept:
+                    ck.may_be_stale = True
+                else:
+                    ck.stale = True
 
     def on_moved(self, seq: int, p0: int, p1: int) -> None:
         """Before the tokens of the sequence at [p0, p1) move."""
