@@ -94,12 +94,9 @@ class Run:
         rows = [seq for seq, i in order if i + 1 == counts[seq]]
         for seq, row in zip(rows, logits, strict=True):
             seqs[seq] = seqs[seq].decoded(texts[seq], [new_cell() for _ in texts[seq]])
-            seqs[seq] = replace(seqs[seq], moved=len(counts) > 2 and counts[seq] < max(counts.values()))
             error = nmse(row, self.oracle.logits(seqs[seq].events))
             if not error < self.kind.bound:
                 raise Mismatch(f"logits of sequence {seq} at {seqs[seq].pos}: NMSE {error:.2g}")
-        if len(counts) > 1:
-            seqs[:] = [state if seq in counts else replace(state, moved=True) for seq, state in enumerate(seqs)]
         return rows
 
     # checkpoints
@@ -164,6 +161,8 @@ class Run:
             return None
         self.done[f"restored {'full' if ck.full else 'rollback'}, {ck.tier}"] += 1
         state = ck.state
+        if not ck.full:  # the attention cells are those that the sequence has now
+            state = replace(state, cells=self.memory.seqs[seq].cells[: len(state.cells)])
         if ck.tier == "host" and state.pos >= 0:
             rewritten = ck.full or not (self.kind.recurrent or self.kind.window)
             state = state.copy() if rewritten else replace(state, cell=new_cell(), copied=True)
@@ -171,10 +170,7 @@ class Run:
             state = replace(state, cell=new_cell(), copied=True)
         if ck.tier != "shared":
             state = replace(state, pending=False)
-        if ck.full:
-            self.memory.on_full_restored(ck, seq)
-        else:
-            self.memory.on_removed(seq, ck.state.pos + 1)
+        self.memory.on_removed(seq, 0 if ck.full else ck.state.pos + 1)
         self.memory.seqs[seq] = state
         return ck
 
@@ -303,8 +299,6 @@ class Run:
             return
         if self.memory.is_shared(seq) and self._excluded("snapshots-shared"):
             return
-        if state.moved and self._excluded("snapshots-moved"):
-            return
         if not self._whole_window(seq) and self._excluded("snapshots-window"):
             return
         self.ctx.seq_rm(seq, p0)
@@ -418,7 +412,7 @@ class Run:
         for ck in self.memory.saved:
             info = ck.handle._info()
             if info.restorable == ck.stale:
-                if (ck.may_be_stale or (not self.kind.exact and self.kind.tokens)) and not ck.stale:
+                if not self.kind.exact and self.kind.tokens and not ck.stale:
                     ck.stale = True  # it may be careful
                     continue
                 raise Mismatch(f"checkpoint of {ck.seq} at {ck.state.pos} is {'not ' if ck.stale else ''}stale")

@@ -42,7 +42,6 @@ class Kind:
 EXCLUDED = {
     "snapshots": "llama.cpp rolls back by n_rs_seq tokens, even if the last batch had fewer and left no snapshots of them",
     "snapshots-shared": "llama.cpp's rollback moves the position of the other sequences that share the state",
-    "snapshots-moved": "llama.cpp leaves the snapshots of a state behind that a batch of other sequences moves",
     "snapshots-window": "llama.cpp rolls back though tokens that are in the window again may be gone",
     "snapshots-dsv4": "DeepSeek V4 rolls back to snapshots that are not those of the state that was read",
     "copy-dsv4": "llama.cpp's seq_cp() of DeepSeek V4 is wrong with several sequences",

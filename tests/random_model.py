@@ -39,7 +39,6 @@ class State:
     n_last: int = 0  # tokens of it in its last batch
     pending: bool = False  # a rollback of llama.cpp's own is to be done by the next decode
     copied: bool = False  # the state came without rollback snapshots
-    moved: bool = False  # a batch of several others may have moved it since, or the rest of its own batch
 
     def decoded(self, tokens: list[int], cells: list[int]) -> State:
         start = self.pos + 1
@@ -90,7 +89,6 @@ class Saved:
     tier: str
     stale: bool = False
     draft: tuple[list[int], Logits] | None = None  # tokens that followed it once, alone in their batch, and their logits
-    may_be_stale: bool = False  # valid, but the library may have lost track of it
 
 
 @dataclass
@@ -108,18 +106,6 @@ class Memory:
         for ck in self.saved:
             if self.kind.tokens and not ck.full and ck.seq == seq and max(p0, 0) < p1 and p0 <= ck.state.pos:
                 ck.stale = True
-
-    def on_full_restored(self, full: Saved, seq: int) -> None:
-        """Before the sequence becomes what the full checkpoint holds: what came before it may stay where it is."""
-        now, then = self.seqs[seq].cells, full.state.cells
-        kept = next((i for i, (one, other) in enumerate(zip(now, then, strict=False)) if one != other), min(len(now), len(then)))
-        n_cells = {pos: i + 1 for i, (pos, _) in enumerate(then)}
-        for ck in self.saved:
-            if self.kind.tokens and not ck.full and ck.seq == seq and ck.state.pos >= 0:
-                if n_cells.get(ck.state.pos, kept + 1) <= kept:
-                    ck.may_be_stale = True
-                else:
-                    ck.stale = True
 
     def on_moved(self, seq: int, p0: int, p1: int) -> None:
         """Before the tokens of the sequence at [p0, p1) move."""
