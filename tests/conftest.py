@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from f32_gguf import write_f32
 
 import llamackpt
+
+pytest.register_assert_rewrite("server_checks")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,3 +42,9 @@ def archs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("archs")
     subprocess.run([str(generator()), "-s", "1234", "-o", str(directory)], check=True, capture_output=True, timeout=300)
     return directory
+
+
+@pytest.fixture(scope="session")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model in f32: drafts and slots change the shape of a batch, and with it how q8_0 would round."""
+    return write_f32(tmp_path_factory.mktemp("hybrid") / "f32.gguf")

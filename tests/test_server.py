@@ -11,12 +11,10 @@ from __future__ import annotations
 import random
 import re
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import gguf
 import pytest
@@ -24,62 +22,34 @@ import requests
 from conftest import ROOT
 from f32_gguf import write_f32
 from llama_gguf import write_llama
+from server_checks import (
+    NOISE,
+    PROMPTS,
+    assert_same,
+    check_answers,
+    check_concurrent,
+    check_grammar,
+    check_left,
+    check_seed,
+    check_slots,
+    counted,
+    greedy,
+    held,
+    start,
+)  # fmt: skip
 
 import llamackpt
 from llamackpt.errors import PromptTooLongError, RequestError
 from llamackpt.server import Client, Completion, Server
 from llamackpt.server.process import server_program
 
-COMMON = ("--threads", "1", "--cache-ram", "0", "--metrics", "--cache-type-k", "f32", "--cache-type-v", "f32")
 DRAFTS = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "8")
 # a single token that was there before is enough for a draft of 12
 WILD = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "1", "--spec-ngram-simple-size-m", "12")
-TIE = 1e-3  # nats between the two likeliest tokens: what rounding may turn around
-
-PROMPTS = [
-    "def read(self, size=-1):\n",
-    'class Stack:\n    def push(self, item):\n        self.items.append(item)\n\n    def pop(self):\n',
-    "import os\nimport sys\nimport re\nimport os.path\nimport ",
-    "    def __eq__(self, other):\n        return self.x == other.x and self.y == other.y\n\n    def __ne__(self, other):\n",
-    'parser.add_argument("--verbose")\nparser.add_argument("--quiet")\nparser.add_argument("--output")\nparser.',
-    "for i in range(10):\n    for j in range(10):\n        if a[i][j] == 0:\n            a[i][j] = 1\n        elif ",
-    "try:\n    value = int(text)\nexcept ValueError:\n    value = 0\ntry:\n    other = float(text)\nexcept ",
-    "x = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, ",
-]
-
-# letters in no order that could be learned: nearly every draft is wrong from its first token on
-NOISE = {"grammar": "root ::= [a-p]{1,2000}", "temperature": 20.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-
-
-def greedy(client: Client, prompt: str, n: int = 60, **more: object) -> Completion:
-    return client.completion(prompt, max_tokens=n, temperature=0, **{"cache_prompt": False, **more})  # type: ignore[arg-type]
-
-
-def assert_same(reference: Client, prompt: str, expected: Completion, found: Completion) -> None:
-    """The same tokens, up to the first place where the reference itself hardly prefers its own."""
-    if found.tokens == expected.tokens:
-        return
-    at = next(i for i, pair in enumerate(zip(expected.tokens, found.tokens, strict=False)) if pair[0] != pair[1])
-    prefix = reference.tokenize(prompt) + expected.tokens[:at]
-    last = reference.completion(prefix, max_tokens=1, temperature=0, n_probs=20, cache_prompt=False)
-    logprobs = {item["id"]: item["logprob"] for item in last.raw["completion_probabilities"][0]["top_logprobs"]}
-    gap = logprobs[expected.tokens[at]] - logprobs.get(found.tokens[at], float("-inf"))
-    assert abs(gap) < TIE, f"token {at} of {prompt!r} is {found.text!r}, not {expected.text!r}; {gap} nats apart"
-
-
 SERIES = [path.read_text() for path in (ROOT / "patches").glob("*.patch")]
 needs_checkpoint_flags = pytest.mark.skipif(
     not any("--ckpt-device-mem" in patch for patch in SERIES), reason="the series does not change llama-server's prompts yet"
 )
-
-
-def start(model: Path, *args: str, n_ctx: int = 1024, parallel: int = 1, **more: Any) -> Server:
-    return Server(model, *COMMON, "--ctx-size", str(n_ctx), "--parallel", str(parallel), *args, **more)
-
-
-@pytest.fixture(scope="module")
-def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_f32(tmp_path_factory.mktemp("model") / "f32.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -128,20 +98,6 @@ def wild(wild_server: Server) -> Iterator[Client]:
     assert client.metrics().get("llamacpp:checkpoint_held_count", 0) == 0
 
 
-def held(client: Client) -> dict[str, float]:
-    """Bytes that checkpoints hold by tier; upstream has no such metric."""
-    prefix, suffix = 'llamacpp:checkpoint_bytes{tier="', '"}'
-    items = client.metrics().items()
-    return {name.removeprefix(prefix).removesuffix(suffix): value for name, value in items if name.startswith(prefix)}
-
-
-def counted(client: Client, what: Callable[[], object]) -> dict[str, float]:
-    """By how much each metric grew meanwhile."""
-    before = client.metrics()
-    what()
-    return {name: value - before.get(name, 0.0) for name, value in client.metrics().items()}
-
-
 # -- the same answers -----------------------------------------------------------------------------------------------------
 
 
@@ -170,26 +126,11 @@ def test_twenty_requests_in_turn_are_those_of_a_server_without_drafts(plain: Cli
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_seed_draws_the_same_tokens_with_and_without_drafts(plain: Client, drafting: Client, seed: int) -> None:
-    """Each token takes one random number, and a rollback takes the numbers of the rejected tokens back."""
-    options = {"temperature": 0.7, "seed": seed, "repeat_penalty": 1.1, "cache_prompt": False, "max_tokens": 60}
-    rejected = 0
-    for prompt in PROMPTS:
-        expected = plain.completion(prompt, **options)
-        found = drafting.completion(prompt, **options)
-        rejected += found.timings.draft_n - found.timings.draft_n_accepted
-        assert found.tokens == expected.tokens
-    assert rejected > 0
+    check_seed(plain, drafting, seed)
 
 
 def test_a_grammar_holds_and_goes_back_with_the_memory(plain: Client, drafting: Client) -> None:
-    grammar = 'root ::= "[" item (", " item){12} "]"\nitem ::= "(" [0-9]{1,3} ", " [0-9]{1,3} ")"'
-    prompt = "points = [(1, 2), (3, 4), (1, 2), (5, 6)]\nother = "
-    expected = greedy(plain, prompt, 200, grammar=grammar)
-    found = greedy(drafting, prompt, 200, grammar=grammar)
-    assert found.timings.draft_n > found.timings.draft_n_accepted
-    assert_same(plain, prompt, expected, found)
-    pairs = eval(found.text, {"__builtins__": {}})  # digits, commas and brackets, as the grammar says
-    assert len(pairs) == 13 and all(len(pair) == 2 for pair in pairs)
+    check_grammar(plain, drafting)
 
 
 def test_the_shipped_model_repeats_itself_bit_for_bit() -> None:
@@ -333,15 +274,8 @@ def test_generation_ends_at_the_end_of_the_context(wild: Client) -> None:
 
 
 def test_clients_that_leave_during_rollbacks_are_cleaned_up_after(wild: Client) -> None:
-    expected = greedy(wild, PROMPTS[0], 24)
-    for n in range(20):
-        stream = wild.stream(PROMPTS[n % 4], max_tokens=200, seed=n, **NOISE)
-        for _ in range(1 + 5 * n):
-            next(stream, None)
-        stream.close()  # type: ignore[attr-defined]
-        assert greedy(wild, PROMPTS[0], 24).tokens == expected.tokens
-    (slot,) = wild.slots()
-    assert not slot.is_processing
+    check_left(wild, 20)
+    assert len(wild.slots()) == 1
 
 
 def test_a_request_that_is_no_json_or_no_prompt_is_refused(wild: Client) -> None:
@@ -357,52 +291,19 @@ def test_a_request_that_is_no_json_or_no_prompt_is_refused(wild: Client) -> None
 @pytest.mark.parametrize("cache", ["--kv-unified", "--no-kv-unified"])
 def test_eight_slots_at_once_write_what_each_writes_alone(plain: Client, hybrid: Path, cache: str) -> None:
     """Prompts and answers of mixed length; each slot drafts, is rejected and rolls back for itself."""
-    prompts = [prompt * (1 + index % 3) for index, prompt in enumerate(PROMPTS)]
-    lengths = [20 + 12 * index for index in range(8)]
-    expected = [greedy(plain, prompt, n) for prompt, n in zip(prompts, lengths, strict=True)]
+    jobs = [(prompt * (1 + index % 3), 20 + 12 * index) for index, prompt in enumerate(PROMPTS)]
     with start(hybrid, *DRAFTS, cache, n_ctx=8 * 512, parallel=8) as server:
-        client = server.client()
-        with ThreadPoolExecutor(8) as threads:
-            for _ in range(2):
-                found = list(threads.map(lambda job: greedy(client, *job), zip(prompts, lengths, strict=True)))
-                for prompt, one, other in zip(prompts, expected, found, strict=True):
-                    assert_same(plain, prompt, one, other)
-        assert len({answer.id_slot for answer in found}) == 8
+        check_slots(plain, server, jobs, 8, 2)
 
 
 def test_several_answers_to_one_prompt_are_each_what_one_would_be(plain: Client, hybrid: Path) -> None:
-    """They start from copies of one slot, and then draft and roll back for themselves."""
     with start(hybrid, *DRAFTS, n_ctx=4 * 512, parallel=4) as server:
-        client = server.client()
-        for prompt in PROMPTS[1:4]:
-            body = {"prompt": prompt, "n_predict": 60, "temperature": 0, "n_cmpl": 4, "return_tokens": True}
-            answers = requests.post(f"{server.url}/completion", json=body, timeout=60).json()
-            assert len(answers) == 4
-            expected = greedy(plain, prompt)
-            for answer in answers:
-                assert_same(plain, prompt, expected, Completion.parse(answer))
-            assert_same(plain, prompt, expected, greedy(client, prompt, cache_prompt=True))
+        check_answers(plain, server)
 
 
 def test_concurrent_and_cancelled_requests_do_not_disturb_each_other(plain: Client, hybrid: Path) -> None:
     with start(hybrid, *WILD, n_ctx=4 * 512, parallel=4) as server:
-        client = server.client()
-
-        def leave(seed: int) -> None:
-            stream = client.stream(PROMPTS[seed % 8], max_tokens=200, seed=seed, **NOISE)
-            for _ in range(1 + seed % 5):
-                next(stream, None)
-            stream.close()  # type: ignore[attr-defined]
-
-        leaving = threading.Thread(target=lambda: [leave(seed) for seed in range(20)])
-        leaving.start()
-        with ThreadPoolExecutor(8) as threads:
-            found = list(threads.map(lambda prompt: greedy(client, prompt, 40), PROMPTS * 3))
-        leaving.join()
-        assert server.returncode is None, server.log_lines()
-        for prompt, answer in zip(PROMPTS * 3, found, strict=True):
-            assert_same(plain, prompt, greedy(plain, prompt, 40), answer)
-        assert not any(slot.is_processing for slot in client.slots())
+        check_concurrent(plain, server, PROMPTS * 3, 8)
 
 
 # -- prompts that are known already ---------------------------------------------------------------------------------------

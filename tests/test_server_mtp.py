@@ -8,17 +8,27 @@ The block is fitted to every other one of PROMPTS: half of the drafts are mostly
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import requests
-from f32_gguf import write_f32
 from mtp_gguf import write_mtp
-from test_server import NOISE, PROMPTS, assert_same, counted, greedy, held, start
+from server_checks import (
+    NOISE,
+    PROMPTS,
+    assert_same,
+    check_answers,
+    check_concurrent,
+    check_grammar,
+    check_left,
+    check_seed,
+    check_slots,
+    counted,
+    greedy,
+    held,
+    start,
+)  # fmt: skip
 
 from llamackpt.server import Client, Completion, Server
 
@@ -30,11 +40,6 @@ MIXED = ("--spec-type", "draft-mtp,ngram-simple", "--spec-ngram-simple-size-n", 
 MIXED_3 = (*MIXED, "--spec-draft-n-max", "3")
 MIXED_1 = (*MIXED, "--spec-draft-n-max", "1")
 NO_CONTEXT_CHECKPOINTS = ("--ctx-checkpoints", "0")  # and so no spare cell, unless drafts need one
-
-
-@pytest.fixture(scope="module")
-def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_f32(tmp_path_factory.mktemp("model") / "f32.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -117,22 +122,11 @@ def test_drafts_after_a_rollback_to_a_checkpoint_are_as_good_as_others(mtp: Path
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_seed_draws_the_same_tokens(plain: Client, mixed: Client, seed: int) -> None:
-    options = {"temperature": 0.7, "seed": seed, "repeat_penalty": 1.1, "cache_prompt": False, "max_tokens": 60}
-    rejected = 0
-    for prompt in PROMPTS:
-        found = mixed.completion(prompt, **options)
-        rejected += found.timings.draft_n - found.timings.draft_n_accepted
-        assert found.tokens == plain.completion(prompt, **options).tokens
-    assert rejected > 0
+    check_seed(plain, mixed, seed)
 
 
 def test_a_grammar_goes_back_with_the_memory(plain: Client, mixed: Client) -> None:
-    grammar = 'root ::= "[" item (", " item){12} "]"\nitem ::= "(" [0-9]{1,3} ", " [0-9]{1,3} ")"'
-    prompt = "points = [(1, 2), (3, 4), (1, 2), (5, 6)]\nother = "
-    found = greedy(mixed, prompt, 200, grammar=grammar)
-    assert found.timings.draft_n > found.timings.draft_n_accepted > 0
-    assert_same(plain, prompt, greedy(plain, prompt, 200, grammar=grammar), found)
-    assert len(eval(found.text, {"__builtins__": {}})) == 13  # digits, commas and brackets, as the grammar says
+    assert check_grammar(plain, mixed).timings.draft_n_accepted > 0
 
 
 # -- rejection ------------------------------------------------------------------------------------------------------------
@@ -162,14 +156,7 @@ def test_generation_ends_at_the_end_of_the_context(plain: Client, mixed: Client)
 
 
 def test_clients_that_leave_are_cleaned_up_after(mixed: Client) -> None:
-    expected = greedy(mixed, PROMPTS[0], 24)
-    for n in range(12):
-        stream = mixed.stream(PROMPTS[n % 4], max_tokens=200, seed=n, **NOISE)
-        for _ in range(1 + 5 * n):
-            next(stream, None)
-        stream.close()  # type: ignore[attr-defined]
-        assert greedy(mixed, PROMPTS[0], 24).tokens == expected.tokens
-    assert not any(slot.is_processing for slot in mixed.slots())
+    check_left(mixed, 12)
 
 
 # -- several slots --------------------------------------------------------------------------------------------------------
@@ -185,46 +172,18 @@ def test_four_slots_at_once_write_what_each_writes_alone(plain: Client, mtp: Pat
     """Drafts of unequal length split a batch. A slot that is decoded first must keep its snapshots meanwhile: upstream moves
     its state to another cell without them, and the rollback then reads those of another slot."""
     jobs = [(prompt, 20 + 12 * index) for index, prompt in enumerate(PROMPTS)]
-    expected = [greedy(plain, *job) for job in jobs]
     with start(mtp, *flags, cache, n_ctx=4 * 512, parallel=4) as server:
-        client = server.client()
-        with ThreadPoolExecutor(4) as threads:
-            for _ in range(3):
-                found = list(threads.map(lambda job: greedy(client, *job), jobs))
-                for (prompt, _), one, other in zip(jobs, expected, found, strict=True):
-                    assert_same(plain, prompt, one, other)
-        assert len({answer.id_slot for answer in found}) == 4
+        check_slots(plain, server, jobs, 4, 3)
 
 
 def test_concurrent_and_cancelled_requests_do_not_disturb_each_other(plain: Client, mtp: Path) -> None:
     with start(mtp, *MIXED_1, n_ctx=4 * 512, parallel=4) as server:
-        client = server.client()
-
-        def leave(seed: int) -> None:
-            stream = client.stream(PROMPTS[seed % 8], max_tokens=200, seed=seed, **NOISE)
-            for _ in range(1 + seed % 5):
-                next(stream, None)
-            stream.close()  # type: ignore[attr-defined]
-
-        leaving = threading.Thread(target=lambda: [leave(seed) for seed in range(20)])
-        leaving.start()
-        with ThreadPoolExecutor(4) as threads:
-            found = list(threads.map(lambda prompt: greedy(client, prompt, 40), PROMPTS * 2))
-        leaving.join()
-        assert server.returncode is None, server.log_lines()
-        for prompt, answer in zip(PROMPTS * 2, found, strict=True):
-            assert_same(plain, prompt, greedy(plain, prompt, 40), answer)
-        assert not any(slot.is_processing for slot in client.slots())
+        check_concurrent(plain, server, PROMPTS * 2, 4)
 
 
 def test_several_answers_to_one_prompt_are_each_what_one_would_be(plain: Client, mtp: Path) -> None:
     with start(mtp, *MIXED_3, n_ctx=4 * 512, parallel=4) as server:
-        for prompt in PROMPTS[1:4]:
-            body = {"prompt": prompt, "n_predict": 60, "temperature": 0, "n_cmpl": 4, "return_tokens": True}
-            answers = requests.post(f"{server.url}/completion", json=body, timeout=60).json()
-            assert len(answers) == 4
-            for answer in answers:
-                assert_same(plain, prompt, greedy(plain, prompt), Completion.parse(answer))
+        check_answers(plain, server)
 
 
 # -- prompts that are known already ---------------------------------------------------------------------------------------
