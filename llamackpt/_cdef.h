@@ -193,6 +193,8 @@ int32_t             llama_memory_checkpoint_restore  (llama_memory_t mem, llama_
 int32_t             llama_memory_checkpoint_delete   (llama_memory_t mem, llama_checkpoint_id id);
 int32_t             llama_memory_checkpoint_get_info (llama_memory_t mem, llama_checkpoint_id id,
                                                       struct llama_checkpoint_info * info);
+size_t              llama_memory_checkpoint_get_data (llama_memory_t mem, llama_checkpoint_id id,
+                                                      uint8_t * dst, size_t size, uint32_t flags);
 void                llama_memory_checkpoint_get_perf (llama_memory_t mem, struct llama_checkpoint_perf * perf);
 
 size_t llama_state_seq_get_size_ext(struct llama_context * ctx, llama_seq_id seq_id, uint32_t flags);

@@ -161,6 +161,26 @@ class Checkpoint:
             raise ClosedError("the checkpoint was deleted by clear()", status)
         check_status(status, "restore")
 
+    def state_get(self, partial: bool = False) -> bytes:
+        """The state at the checkpoint as bytes for Context.state_set(), to keep it in a file. The sequence stays as it is.
+
+        partial: without what the memory can roll back by itself (attention).
+        Raises StaleCheckpointError, and UnsupportedError if llama.cpp cannot read it where it is.
+        """
+        info = self._info()
+        flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
+        with self._owner()._use() as handle:
+            log.reset_reason()
+            size = lib.llama_memory_checkpoint_get_data(handle.memory, self._id, ffi.NULL, 0, flags)
+            buffer = bytearray(size)
+            dst = ffi.from_buffer("uint8_t[]", buffer)
+            if size > 0 and lib.llama_memory_checkpoint_get_data(handle.memory, self._id, dst, size, flags) == size:
+                return bytes(buffer)
+        if not info.restorable:
+            check_status(lib.LLAMA_CHECKPOINT_STALE, "state_get")
+        reason = "it is empty" if info.pos < 0 else f"it cannot be read from the {TIERS[info.tier]} tier now; restore it first"
+        raise UnsupportedError(f"state_get: {reason}", lib.LLAMA_CHECKPOINT_UNSUPPORTED, log.reason())
+
     def delete(self) -> None:
         """Give back what it holds. Deleting twice is fine."""
         context, self._context = self._context, None

@@ -155,6 +155,8 @@ struct state {
     }
 };
 
+static bool kv_unified = true;
+
 static state make_state(llama_model * model) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx           = 256;
@@ -163,7 +165,7 @@ static state make_state(llama_model * model) {
     params.n_seq_max       = n_seq;
     params.n_threads       = 1;
     params.n_threads_batch = 1;
-    params.kv_unified      = true;
+    params.kv_unified      = kv_unified;
 
     state res;
     res.ctx = llama_init_from_model(model, params);
@@ -197,6 +199,12 @@ struct call {
     std::function<int64_t(state & s)> fn;
 };
 
+static uint8_t data[1 << 22];
+
+static int64_t read(state & s, size_t i) {
+    return llama_memory_checkpoint_get_data(s.mem, s.ids[i], data, sizeof(data), 0) > 0 ? LLAMA_CHECKPOINT_OK : LLAMA_CHECKPOINT_NO_MEMORY;
+}
+
 static const call calls[] = {
     { "reserve more",                  [](state & s) { return llama_memory_checkpoint_reserve(s.mem, 5); } },
     { "reserve less",                  [](state & s) { return llama_memory_checkpoint_reserve(s.mem, 0); } },
@@ -211,6 +219,8 @@ static const call calls[] = {
     { "restore the last but one",      [](state & s) { return llama_memory_checkpoint_restore(s.mem, 0, s.ids[s.ids.size() - 2]); } },
     { "restore the last",              [](state & s) { return llama_memory_checkpoint_restore(s.mem, 0, s.ids.back()); } },
     { "restore the last elsewhere",    [](state & s) { return llama_memory_checkpoint_restore(s.mem, 2, s.ids.back()); } },
+    { "read the first",                [](state & s) { return read(s, 0); } },
+    { "read the second",               [](state & s) { return read(s, 1); } },
     { "restore the last over another", [](state & s) { return llama_memory_checkpoint_restore(s.mem, 1, s.ids.back()); } },
 };
 
@@ -319,9 +329,11 @@ static int try_one(llama_model * model, const call & c, long k, const std::vecto
 
 int main(int argc, char ** argv) {
     if (argc < 2) {
-        fprintf(stderr, "usage: %s MODEL.gguf\n", argv[0]);
+        fprintf(stderr, "usage: %s MODEL.gguf [streams]\n", argv[0]);
         return 2;
     }
+
+    kv_unified = argc < 3; // a cache for each sequence
 
     signal(SIGABRT, on_signal);
     signal(SIGSEGV, on_signal);

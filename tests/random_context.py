@@ -126,7 +126,7 @@ class Run:
             return {"host"}
         if self.kind.window or (self.kind.tokens and not self.kind.exact):
             return {"shared", "device", "host"}
-        if self.kind.tokens and full and (not self.memory.unified or self.kind.index):
+        if self.kind.tokens and full and self.kind.index:
             return {"shared", "device", "host"}
         if not self.kind.recurrent:
             return {"shared"}
@@ -147,7 +147,8 @@ class Run:
             with refused(StaleCheckpointError):
                 ck.handle.restore(seq)
             return None
-        fits = ck.tier != "host" or self.memory.fits({seq: len(ck.state.cells)}, without=seq)
+        copies = ck.full and ck.tier != "host" and self.kind.tokens and not self.memory.unified and seq != ck.seq
+        fits = (ck.tier != "host" and not copies) or self.memory.fits({seq: len(ck.state.cells)}, without=seq)
         alone = self.memory.is_alone(seq)
         if not fits and not alone and not self.kind.shares_full and self._excluded("restore-full"):
             return None
@@ -168,6 +169,9 @@ class Run:
             state = state.copy() if rewritten else replace(state, cell=new_cell(), copied=True)
         elif ck.tier == "device":
             state = replace(state, cell=new_cell(), copied=True)
+        if copies:  # the attention cells, into the cache of the sequence
+            state = replace(state, cells=state.copy().cells)
+            self.done["restored into the cache of another sequence"] += 1
         if ck.tier != "shared":
             state = replace(state, pending=False)
         self.memory.on_removed(seq, 0 if ck.full else ck.state.pos + 1)
@@ -347,6 +351,11 @@ class Run:
         self.memory.on_removed(dst, 0)
         if not self.memory.unified and self.kind.tokens:
             state = replace(state.copy(), cell=state.cell, copied=state.copied)
+            for ck in self.memory.saved:  # the cache of the sequence is overwritten
+                if ck.seq == dst and ck.holds_cells and ck.state.pos >= 0:
+                    ck.tier = ck.handle.tier
+                    if ck.tier != "host":
+                        raise Mismatch(f"a full checkpoint stays {ck.tier} while its cells are overwritten")
         self.memory.seqs[dst] = state
 
     def transfer(self, a: int, b: int, c: int) -> None:
@@ -360,6 +369,31 @@ class Run:
         self.ctx.state_set(dst, self.ctx.state_get(src))
         self.memory.on_removed(dst, 0)
         self.memory.seqs[dst] = replace(state.copy(), pending=False)
+
+    def read(self, a: int, b: int, c: int) -> None:
+        """The bytes of a checkpoint into a sequence. Neither its own sequence nor the checkpoints notice."""
+        ck, dst = self._pick(a), b % N_SEQ
+        if ck is None:
+            return
+        if ck.stale or ck.state.pos < 0:
+            with refused(UnsupportedError, StaleCheckpointError):
+                ck.handle.state_get()
+            return
+        try:
+            data = ck.handle.state_get()
+        except UnsupportedError:
+            if ck.tier == "shared" and self.kind.exact and not self.kind.index:
+                raise
+            self.done["not read"] += 1
+            return
+        self.moved &= ck.tier == "host"  # otherwise what was pending is done now
+        if self.moved and self._excluded("state-moved"):
+            return
+        if self.memory.fits({dst: len(ck.state.cells)}, without=dst):
+            self.ctx.state_set(dst, data)
+            self.memory.on_removed(dst, 0)
+            self.memory.seqs[dst] = replace(ck.state.copy(), pending=False)
+            self.done[f"read from {ck.tier}"] += 1
 
     def keep(self, a: int, b: int, c: int) -> None:
         if c % 4:
@@ -435,9 +469,9 @@ class Run:
 
 
 @contextlib.contextmanager
-def refused(kind: type[Exception]) -> Iterator[None]:
+def refused(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
-    except kind:
+    except kinds:
         return
-    raise Mismatch(f"not refused with {kind.__name__}")
+    raise Mismatch(f"not refused with {' or '.join(kind.__name__ for kind in kinds)}")

@@ -6,6 +6,7 @@ It knows no llama.cpp, except for the oracle at the end, which computes a histor
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,6 +91,10 @@ class Saved:
     stale: bool = False
     draft: tuple[list[int], Logits] | None = None  # tokens that followed it once, alone in their batch, and their logits
 
+    @property
+    def holds_cells(self) -> bool:
+        return self.full and not self.stale and self.tier != "host"
+
 
 @dataclass
 class Memory:
@@ -134,20 +139,24 @@ class Memory:
     def is_alone(self, seq: int) -> bool:
         """Whether no other sequence and no checkpoint holds its tokens."""
         mine = {cell for _, cell in self.seqs[seq].cells}
-        held = (ck.state.cells for ck in self.saved if ck.full and not ck.stale and ck.tier != "host")
+        held = (ck.state.cells for ck in self.saved if ck.holds_cells)
         return not self.is_shared(seq) and all(cell not in mine for cells in held for _, cell in cells)
 
     def fits(self, more: dict[int, int], without: int = -1) -> bool:
         """Whether there certainly is room for so many tokens more in the sequences, `without` being removed before."""
         if not self.kind.tokens:
             return True
-        if not self.unified:
-            return all((0 if seq == without else len(self.seqs[seq].cells)) + n <= N_CTX for seq, n in more.items())
-        used = {cell for i, state in enumerate(self.seqs) if i != without for _, cell in state.cells}
+        if self.unified:
+            return self._used(range(N_SEQ), without) + sum(more.values()) <= N_CTX
+        return all(self._used([seq], without) + n <= N_CTX for seq, n in more.items())
+
+    def _used(self, seqs: Collection[int], without: int) -> int:
+        """How many cells they have, and the checkpoints of them."""
+        used = {cell for seq in seqs if seq != without for _, cell in self.seqs[seq].cells}
         for ck in self.saved:
-            if ck.full and not ck.stale and ck.tier != "host":
+            if ck.seq in seqs and ck.holds_cells:
                 used.update(cell for _, cell in ck.state.cells)
-        return len(used) + sum(more.values()) <= N_CTX
+        return len(used)
 
 
 class Oracle:

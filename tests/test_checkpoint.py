@@ -89,6 +89,61 @@ def test_a_full_checkpoint_is_a_fork_that_outlives_its_sequence(ctx: llamackpt.C
     assert ctx.pos_max(2) == ck.pos
 
 
+def test_with_a_cache_for_each_sequence_a_fork_is_a_copy_on_the_device(model: llamackpt.Model) -> None:
+    expected = reference(model, PROMPT, "for name")
+    with model.context(n_ctx=3 * 512, n_seq_max=3, checkpoints=2, kv_unified=False) as ctx:
+        n = start(ctx)
+        with ctx.checkpoint(full=True) as ck:
+            assert ck.tier == "shared"
+            ctx.seq_rm(0)
+            ck.restore()
+            assert ctx.checkpoint_perf().size_copied_device == 0
+            for seq_id in (2, 0):
+                ck.restore(seq_id=seq_id)
+                assert np.array_equal(ctx.decode(model.tokenize("for name"), seq_id), expected)
+            assert ctx.checkpoint_perf().size_copied_device > 0
+            assert ctx.checkpoint_perf().size_copied_host == 0
+            ctx.seq_rm(0)
+            ctx.seq_cp(2, 0)  # takes all of the cache that the checkpoint is in
+            assert ck.tier == "host"
+            ck.restore(seq_id=1)
+            assert ctx.pos_max(1) == n - 1
+            assert np.allclose(ctx.decode(model.tokenize("for name"), 1), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_bytes_of_a_checkpoint_are_those_of_its_sequence(model: llamackpt.Model, full: bool) -> None:
+    expected = reference(model, PROMPT, "for name")
+    with model.context(n_ctx=512, n_seq_max=3, checkpoints=2) as ctx, model.context(n_ctx=512) as other:
+        start(ctx)
+        states = [ctx.state_get(partial=partial) for partial in (False, True)]
+        with ctx.checkpoint(full=full) as ck:
+            ctx.decode(model.tokenize(DRAFT))
+            with ctx.checkpoint() as newer:
+                assert [ck.state_get(partial=partial) for partial in (False, True)] == states
+                assert newer.valid
+            after = ctx.decode(model.tokenize("for name"))
+            other.state_set(0, ck.state_get())
+        assert np.array_equal(after, reference(model, PROMPT, DRAFT, "for name"))
+        assert np.array_equal(other.decode(model.tokenize("for name")), expected)
+
+
+def test_what_cannot_be_read_says_why(ctx: llamackpt.Context) -> None:
+    with ctx.checkpoint() as empty, pytest.raises(llamackpt.UnsupportedError, match="it is empty"):
+        empty.state_get()
+    start(ctx)
+    on_host, stale = ctx.checkpoint(tier="host"), ctx.checkpoint()
+    with pytest.raises(llamackpt.UnsupportedError, match="host tier"):
+        on_host.state_get()
+    assert on_host.state_get(partial=True) == ctx.state_get(partial=True)
+    ctx.seq_rm(0)
+    with pytest.raises(StaleCheckpointError):
+        stale.state_get()
+    stale.delete()
+    with pytest.raises(ClosedError):
+        stale.state_get()
+
+
 def test_the_other_sequences_do_not_notice(model: llamackpt.Model) -> None:
     def run(with_checkpoints: bool) -> list[np.ndarray]:
         out = []

@@ -309,6 +309,24 @@ def test_concurrent_and_cancelled_requests_do_not_disturb_each_other(plain: Clie
 # -- prompts that are known already ---------------------------------------------------------------------------------------
 
 
+@needs_checkpoint_flags
+@pytest.mark.parametrize("cache", ["--kv-unified", "--no-kv-unified"])
+def test_conversations_in_turn_go_back_to_checkpoints_on_the_device(plain: Client, hybrid: Path, cache: str) -> None:
+    """Each slot's own, with one cache for all slots and with one each."""
+    with start(hybrid, *DRAFTS, cache, n_ctx=2 * 2048, parallel=2) as server:
+        client = server.client()
+        histories = ["".join(PROMPTS[:4]), "".join(PROMPTS[4:])]
+        for turn in range(8):
+            slot = turn % 2
+            prompt = histories[slot] + f"\n# question {turn}\n"
+            found = greedy(client, prompt, 24, cache_prompt=True, id_slot=slot)
+            assert_same(plain, prompt, greedy(plain, prompt, 24), found)
+            if turn > 1:
+                assert found.timings.prompt_n < 0.2 * found.n_prompt
+            histories[slot] = prompt + f"answer {turn}\n"
+            assert held(client)["shared"] > 0
+
+
 def test_a_conversation_decodes_only_what_is_new(plain: Client, drafting: Client) -> None:
     """Each turn takes back what was generated, as an agent does with its reasoning, and puts a shorter answer there."""
     history = "".join(PROMPTS) * 2
@@ -420,22 +438,27 @@ def test_checkpoints_give_way_when_the_context_is_full(plain: Client, hybrid: Pa
 
 
 @needs_checkpoint_flags
-def test_checkpoints_keep_to_their_memory(plain: Client, hybrid: Path) -> None:
+@pytest.mark.parametrize("cache", ["--kv-unified", "--no-kv-unified"])
+def test_checkpoints_keep_to_their_memory(plain: Client, hybrid: Path, cache: str) -> None:
     """One state is 114 KiB. The device has room for some, then the host for some, then the least useful go."""
-    limits = {"device": 1, "host": 1}
-    flags = ("--ckpt-device-mem", "1", "--ckpt-host-mem", "1", "--checkpoint-min-step", "1")
+    flags = ("--ckpt-device-mem", "1", "--ckpt-host-mem", "1", "--checkpoint-min-step", "1", cache)
     delimiters = [{"role": "user", "delimiter": "<|endoftext|>user"}]
-    with start(hybrid, *DRAFTS, *flags, n_ctx=4096) as server:
+    with start(hybrid, *DRAFTS, *flags, n_ctx=8192, parallel=2) as server:
         client = server.client()
-        prompt = ""
-        for turn in range(40):
-            prompt += f"<|endoftext|>user\n{PROMPTS[turn % 8]}# {turn}\n"
-            found = greedy(client, prompt, 4, cache_prompt=True, message_delimiters=delimiters)
-            for tier, mib in limits.items():
-                assert held(client)[tier] <= mib * 2**20
-        assert held(client)["host"] > 0.5 * 2**20
+        prompts = ["", ""]
+        for turn in range(48):
+            slot = turn % 2
+            prompts[slot] += f"<|endoftext|>user\n{PROMPTS[turn % 8]}# {turn}\n"
+            found = greedy(client, prompts[slot], 4, cache_prompt=True, id_slot=slot, message_delimiters=delimiters)
+            now = held(client)
+            assert now["device"] == 0  # no copies there
+            assert now["host"] <= 2**20
+        assert now["shared"] > 0.5 * 2**20
+        assert now["host"] > 0.5 * 2**20
         assert found.timings.prompt_n < 100
-        assert_same(plain, prompt[-2000:], greedy(plain, prompt[-2000:], 4), greedy(client, prompt[-2000:], 4))
+        for prompt in prompts:
+            last = prompt[-2000:]
+            assert_same(plain, last, greedy(plain, last, 4), greedy(client, last, 4))
 
 
 @needs_checkpoint_flags
