@@ -104,9 +104,10 @@ def build_parser() -> argparse.ArgumentParser:
         "serve", help="llama-server, with checkpoints", usage="llamackpt serve MODEL [FLAG OF LLAMA-SERVER ...]"
     )
     cmd.add_argument("model", metavar="MODEL", help="a GGUF")
-    cmd.add_argument(
+    flags = cmd.add_argument(
         "flags", nargs=argparse.REMAINDER, metavar="FLAG", help="passed on; `serve MODEL --help` lists them"
     )
+    flags.required = False  # REMAINDER is, and is asked for where MODEL is missing
     cmd.set_defaults(run=_serve)
 
     cmd = commands.add_parser("generate", parents=[shared], help="continue a prompt")

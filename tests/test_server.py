@@ -409,6 +409,45 @@ def test_a_raw_conversation_whose_reasoning_is_stripped_decodes_what_is_new(plai
     assert all(new <= decoded <= new + 4 for decoded, new in turns[2:])
 
 
+def test_a_prompt_that_differs_in_the_last_token_of_a_checkpoint_has_none_of_it(plain: Client, hybrid: Path) -> None:
+    """The second prompt leaves a checkpoint of 91 tokens behind, the others have another one as the last of these."""
+    tokens = plain.tokenize("".join(PROMPTS) * 2)
+    same, changed = tokens[:91], tokens[:90] + tokens[200:201]
+    assert same != changed
+    prompts = [same + tokens[91:94], same + tokens[300:304], changed + tokens[30:60], changed + tokens[120:128]]
+    with start(hybrid) as server:
+        for prompt in prompts:
+            found = server.client().completion(prompt, max_tokens=24, temperature=0)
+            expected = plain.completion(prompt, max_tokens=24, temperature=0, cache_prompt=False)
+            assert found.tokens == expected.tokens
+        assert found.timings.cache_n == 90
+
+
+@needs_checkpoint_flags
+def test_a_checkpoint_that_is_used_comes_back_to_the_device(plain: Client, hybrid: Path) -> None:
+    """A long conversation pushes it to the host, then others start where it is."""
+    with start(hybrid, "--checkpoint-min-step", "1", n_ctx=4096) as server:
+        client = server.client()
+        history = in_turns(client, 6)
+        assert held(client)["host"] > 0
+        first = history[: history.index("# 1\n")]
+        for end in ("# one\n", "# another\n"):
+            found = greedy(client, first + end, 24, cache_prompt=True)
+            assert found.timings.prompt_n < 16
+            assert client.metrics()["llamacpp:checkpoint_held_count"] == 1  # the prompt is too short for a new one
+            assert_same(plain, first + end, greedy(plain, first + end, 24), found)
+
+
+def in_turns(client: Client, n: int, **more: object) -> str:
+    """A prompt that has grown by a message each time; there is a checkpoint in front of each one."""
+    delimiters = [{"role": "user", "delimiter": "<|endoftext|>user"}]
+    prompt = ""
+    for turn in range(n):
+        prompt += f"<|endoftext|>user\n{PROMPTS[turn % 8]}# {turn}\n"
+        greedy(client, prompt, 4, cache_prompt=True, message_delimiters=delimiters, **more)
+    return prompt
+
+
 def test_two_conversations_in_turn_on_one_slot_keep_apart(plain: Client, hybrid: Path) -> None:
     """The slot's prompts wait in host memory for each other, with their checkpoints."""
     histories = ["".join(PROMPTS) * 2, "".join(reversed(PROMPTS)) * 2]
@@ -550,6 +589,51 @@ def test_a_slot_file_carries_its_checkpoints_to_another_server(plain: Client, hy
 
 
 @needs_checkpoint_flags
+@pytest.mark.parametrize("flags", [(), ("--ckpt-host-mem", "0"), ("--ckpt-device-mem", "0")], ids=["all", "device", "host"])
+def test_a_restored_slot_has_its_newest_checkpoints_on_the_device(
+    plain: Client, hybrid: Path, slots: Path, flags: tuple[str, ...]
+) -> None:
+    """As many as there is room for: three states, and one in flight."""
+    with start(hybrid, *DRAFTS, "--checkpoint-min-step", "1", "--slot-save-path", str(slots), n_ctx=2048) as server:
+        prompt = in_turns(server.client(), 6)
+        full = held(server.client())
+        server.client().save_slot(0, "turns")
+    with start(hybrid, *DRAFTS, *flags, "--slot-save-path", str(slots), n_ctx=2048) as server:
+        client = server.client()
+        client.restore_slot(0, "turns")
+        restored = held(client)
+        assert (restored["shared"] > 0) == ("--ckpt-device-mem" not in flags)
+        assert (restored["host"] > 0) == ("--ckpt-host-mem" not in flags)
+        if not flags:
+            assert restored == full
+        used = counted(client, lambda: greedy(client, prompt + "# else\n", cache_prompt=True))
+        assert used["llamacpp:checkpoint_hits_total"] == 1
+        assert used["llamacpp:prompt_tokens_total"] < 32
+        for end in ("# else\n", "# other\n"):
+            assert_same(plain, prompt + end, greedy(plain, prompt + end), greedy(client, prompt + end, cache_prompt=True))
+
+
+@needs_checkpoint_flags
+def test_a_restored_slot_leaves_the_checkpoints_of_others_where_they_are(plain: Client, hybrid: Path, slots: Path) -> None:
+    flags = ("--kv-unified", "--checkpoint-min-step", "1", "--slot-save-path", str(slots))
+    with start(hybrid, *DRAFTS, *flags, n_ctx=4096, parallel=2) as server:
+        client = server.client()
+        prompt = in_turns(client, 6, id_slot=0)
+        client.save_slot(0, "turns")
+        before = held(client)
+        client.restore_slot(1, "turns")
+        after = held(client)
+        assert after["shared"] == before["shared"]
+        assert after["host"] > before["host"]
+        client.erase_slot(0)
+        client.restore_slot(1, "turns")  # now there is room, of which half is for this slot
+        assert 0 < held(client)["shared"] < before["shared"]
+        for slot in (0, 1):
+            found = greedy(client, prompt + "# else\n", cache_prompt=True, id_slot=slot)
+            assert_same(plain, prompt + "# else\n", greedy(plain, prompt + "# else\n"), found)
+
+
+@needs_checkpoint_flags
 def test_a_cut_or_changed_slot_file_is_refused_and_changes_nothing(hybrid: Path, slots: Path) -> None:
     prompt = "".join(PROMPTS[:4])
     with start(hybrid, *DRAFTS, "--slot-save-path", str(slots)) as server:
@@ -557,11 +641,13 @@ def test_a_cut_or_changed_slot_file_is_refused_and_changes_nothing(hybrid: Path,
         greedy(client, prompt, 16, cache_prompt=True)
         client.save_slot(0, "whole")
         warm = greedy(client, prompt, 16, cache_prompt=True)
+        before = held(client)
         for index, content in enumerate(broken_copies((slots / "whole").read_bytes())):
             (slots / "broken").write_bytes(content)
             with pytest.raises(RequestError) as caught:
                 client.restore_slot(0, "broken")
             assert caught.value.code == 400, index
+        assert held(client) == before
         again = greedy(client, prompt, 16, cache_prompt=True)
         assert again.tokens == warm.tokens
         assert again.timings.prompt_n == warm.timings.prompt_n

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from llamackpt.errors import (
     ServerTimeoutError,
 )
 from llamackpt.server import Client, Server
+from llamackpt.server.process import server_program
 from llamackpt.server.replies import parse_metrics
 
 MODEL = str(llamackpt.default_model())
@@ -97,6 +99,18 @@ def test_one_that_cannot_terminate_is_killed(monkeypatch: pytest.MonkeyPatch) ->
     server.signal(signal.SIGSTOP)  # a stopped process does not act on SIGTERM
     server.close()
     assert server.returncode == -signal.SIGKILL
+
+
+def test_a_signal_before_the_main_loop_is_not_lost(tmp_path: Path) -> None:
+    """It comes the moment that it is handled."""
+    if sys.platform != "linux":
+        pytest.skip("LD_PRELOAD is Linux's")
+    source, library = Path(__file__).with_name("early_signal.c"), tmp_path / "early_signal.so"
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    subprocess.run([*compiler, "-shared", "-fPIC", "-Wall", "-Werror", source, "-o", library, "-ldl"], check=True)
+    command, env = [server_program(), "--model", MODEL, *SMALL, "--port", "0"], {**os.environ, "LD_PRELOAD": str(library)}
+    done = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert "cleaning up before exit" in done.stderr
 
 
 def test_a_server_that_dies_is_seen_to_be_dead() -> None:
@@ -181,6 +195,13 @@ def test_serve_prints_the_url_and_passes_signals_on(number: signal.Signals) -> N
         assert process.wait(timeout=60) == 0
     assert "cleaning up before exit" in log
     assert "Traceback" not in log
+
+
+def test_serve_without_a_model_asks_for_nothing_else() -> None:
+    with serve() as process:
+        out, log = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert log.endswith("the following arguments are required: MODEL\n")
 
 
 def test_serve_without_a_model_file_is_one_line() -> None:

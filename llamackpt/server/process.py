@@ -93,8 +93,7 @@ class Server:
         child = self._child
         while child.returncode is None:
             url = child.address + prefix
-            # /slots is answered by the main loop, /health is not: a SIGTERM before that loop has begun is lost
-            if child.address and _answers(f"{url}/health") and _answers(f"{url}/slots"):
+            if child.address and _answers(f"{url}/health"):
                 return url
             if end is not None and time.monotonic() > end:
                 said = f"at {child.address}" if child.address else "and did not say where it listens"
