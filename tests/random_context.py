@@ -30,12 +30,13 @@ class Run:
 
     def __init__(self, kind: Kind, model: llamackpt.Model, oracle: Oracle, config: int, include: frozenset[str]) -> None:
         self.kind, self.model, self.oracle = kind, model, oracle
-        self.memory = Memory(kind, unified=bool(config & 1))
+        unified = bool(config & 1)
+        self.memory = Memory(kind, unified=unified and not kind.streams)
         self.spare = (0, 1, 3, 6)[config >> 1 & 3]
         self.ctx = model.context(
             n_ctx=N_CTX, n_batch=64, n_ubatch=8, n_seq_max=N_SEQ, checkpoints=self.spare, n_threads=1, flash_attn=False,
             type_k="f32", type_v="f32",
-            kv_unified=self.memory.unified, n_rs_seq=4 * (config >> 3 & 1),
+            kv_unified=unified, n_rs_seq=4 * (config >> 3 & 1),
         )  # fmt: skip
         self.done: Counter[str] = Counter()
         self.include = include
@@ -277,7 +278,7 @@ class Run:
         p0 = state.pos - b % (3 if self.ctx.n_rs_seq else 7)
         if p0 <= 0:
             return
-        if self.kind.recurrent or self.kind.name == "dsv4":
+        if self.kind.recurrent or self.kind.streams:
             self._roll_back(seq, p0)
             return
         if self.kind.window and not (self._is_text(state) and self.ctx.pos_min(seq) <= max(0, p0 - N_WINDOW)):
@@ -290,16 +291,17 @@ class Run:
         """llama.cpp's own rollback: of as many tokens as there are snapshots of the last batch."""
         state = self.memory.seqs[seq]
         n = state.pos + 1 - p0
-        allowed = not state.pending and 1 <= n <= (0 if state.copied else self.ctx.n_rs_seq)
-        if state.copied and self.kind.name == "dsv4" and self._excluded("snapshots-dsv4"):
-            return
+        n_snapshots = 0 if state.copied else self.ctx.n_rs_seq
+        if self.kind.streams:  # it knows how many the last batch left
+            n_snapshots = min(n_snapshots, state.n_last)
+        allowed = not state.pending and 1 <= n <= n_snapshots
         if not allowed:
             with refused(UnsupportedError):
                 self.ctx.seq_rm(seq, p0)
             return
         if not self._is_text(state):
             return
-        if n >= state.n_last and self._excluded("snapshots"):
+        if n >= state.n_last and not self.kind.streams and self._excluded("snapshots"):
             return
         if self.memory.is_shared(seq) and self._excluded("snapshots-shared"):
             return
@@ -342,14 +344,14 @@ class Run:
         state = self.memory.seqs[src]
         if src == dst:
             return
-        if self.kind.name == "dsv4" and self._excluded("copy-dsv4"):
-            return
         if self.kind.tokens or self.memory.seqs[dst].pending:
             self.remove_all(dst, 0, 0)  # it would have the tokens of both
         self.ctx.seq_cp(src, dst)
         self.moved = True
         self.memory.on_removed(dst, 0)
-        if not self.memory.unified and self.kind.tokens:
+        if self.kind.streams:
+            state = replace(state.copy(), pending=False)
+        elif not self.memory.unified and self.kind.tokens:
             state = replace(state.copy(), cell=state.cell, copied=state.copied)
             for ck in self.memory.saved:  # the cache of the sequence is overwritten
                 if ck.seq == dst and ck.holds_cells and ck.state.pos >= 0:
@@ -398,7 +400,8 @@ class Run:
     def keep(self, a: int, b: int, c: int) -> None:
         if c % 4:
             return
-        if self.kind.tokens and not self.memory.unified and not self.memory.saved and self._excluded("keep-streams"):
+        split = self.kind.tokens and not self.kind.streams and not self.memory.unified
+        if split and not self.memory.saved and self._excluded("keep-streams"):
             return
         self.ctx.seq_keep(a % N_SEQ)
         for seq in range(N_SEQ):

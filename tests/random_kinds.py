@@ -13,6 +13,7 @@ class Kind:
     recurrent: it holds a running state, which cannot be cut back.
     window:    it forgets the tokens before its window.
     index:     it has an index of its tokens, which a full checkpoint cannot share yet.
+    streams:   each sequence has cells of its own, whatever kv_unified is.
     exact:     other sequences that are moved make a checkpoint stale only if they share its tokens; else, if in doubt.
     shift:     positions can be shifted.
     middle:    tokens in the middle can be removed.
@@ -26,6 +27,7 @@ class Kind:
     recurrent: bool = False
     window: bool = False
     index: bool = False
+    streams: bool = False
     exact: bool = False
     shift: bool = True
     middle: bool = True
@@ -35,7 +37,7 @@ class Kind:
     @property
     def shares_full(self) -> bool:
         """A full checkpoint can be in the cells of the sequence."""
-        return not self.index and self.name != "dsv4"
+        return not self.index and not self.streams
 
 
 # what is left out, and why; random_ops.py --include NAME shows each
@@ -43,8 +45,6 @@ EXCLUDED = {
     "snapshots": "llama.cpp rolls back by n_rs_seq tokens, even if the last batch had fewer and left no snapshots of them",
     "snapshots-shared": "llama.cpp's rollback moves the position of the other sequences that share the state",
     "snapshots-window": "llama.cpp rolls back though tokens that are in the window again may be gone",
-    "snapshots-dsv4": "DeepSeek V4 rolls back to snapshots that are not those of the state that was read",
-    "copy-dsv4": "llama.cpp's seq_cp() of DeepSeek V4 is wrong with several sequences",
     "keep-streams": "llama.cpp's seq_keep() with kv_unified=False removes nothing but the sequence itself from its own cache",
     "middle-kpool": "llama.cpp computes NaN with GLM 5 after tokens in the middle of a sequence were removed",
     "restore-full": "as restores of full checkpoints cannot be shared, one that does not fit loses tokens that were shared",
@@ -66,6 +66,6 @@ KINDS = {
         Kind("dsa", "deepseek32-moe", exact=True, share=2),
         Kind("dsa-iswa", "dots3note-moe", window=True, share=2),
         Kind("msa", "minimax-m3-moe", exact=True, share=8),
-        Kind("dsv4", "deepseek4-moe", window=True, shift=False, middle=False, share=1),
+        Kind("dsv4", "deepseek4-moe", window=True, streams=True, exact=True, shift=False, middle=False, share=2),
     )
 }
