@@ -35,7 +35,7 @@ class Context(Decoding):
     n_seq_max:   number of sequences, at most 256.
     checkpoints: number of checkpoints that move no state: that many spare cells are reserved for the recurrent layers.
     n_threads:   CPU threads, None for one per processor that this process may use.
-    kv_unified:  one cache for all sequences rather than one each; forks of full checkpoints are copies on the device in the latter.
+    kv_unified:  one cache for all sequences rather than one each, where a fork of a full checkpoint is a copy on the device.
     flash_attn:  "auto", True or False.
     type_k, type_v: type of the KV cache, "f16" by default.
     n_rs_seq:    llama.cpp's own rollback snapshots per sequence, for the architectures that have them.
