@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from f32_gguf import write_f32
 import llamackpt
 
 pytest.register_assert_rewrite("server_checks")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would what they start
 
 ROOT = Path(__file__).resolve().parent.parent
 
