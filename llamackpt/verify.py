@@ -53,7 +53,8 @@ class Bench:
         self.model = model
         self._n_threads = n_threads
         self._tokens = np.random.default_rng(7).integers(0, model.n_vocab, size=256, dtype=np.int32)
-        self.tolerant = sliding_window(model) > 0
+        self.window = sliding_window(model)
+        self.tolerant = self.window > 0
 
     def context(self, checkpoints: int = RESERVED, n_seq_max: int = 3) -> Context:
         options: dict[str, Any] = {} if self._n_threads is None else {"n_threads": self._n_threads}
@@ -222,6 +223,31 @@ def check_isolation(bench: Bench) -> str:
     return f"{compare(got, want, bench.tolerant and tier == 'host')}, tier {tier}"
 
 
+def check_rounds(bench: Bench) -> str:
+    """Speculative decoding: each checkpoint is deleted before the accepted tokens are decoded.
+
+    A short sliding window goes around the end of its cells meanwhile.
+    """
+    n = 100 if 0 < bench.window <= 64 else 25
+
+    def run(drafts: bool) -> tuple[list[Logits], set[str]]:
+        out, tiers = list[Logits](), set[str]()
+        with bench.context(n_seq_max=1) as ctx:
+            ctx.decode(bench.tokens(0, 24))
+            for i in range(n):
+                if drafts:
+                    with ctx.checkpoint(full=i % 2 == 1) as ck:
+                        tiers.add(ck.tier)
+                        ctx.decode(bench.tokens(100 + i, 9 if i % 4 else 40))
+                        ck.restore()
+                out.append(ctx.decode(bench.tokens(i, 1 + i % 5), logits="all"))
+        return out, tiers
+
+    (got, tiers), (want, _) = run(True), run(False)
+    outcome = compare(got, want, bench.tolerant and "host" in tiers)
+    return f"{outcome}, {n} rounds, tier {' and '.join(sorted(tiers))}"
+
+
 def check_stale(bench: Bench) -> str:
     """Its sequence gone, a rollback checkpoint is refused, or needs nothing of it and is exact."""
     with bench.context() as ctx:
@@ -271,6 +297,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "fork": check_fork,
     "many": check_many,
     "isolation": check_isolation,
+    "rounds": check_rounds,
     "stale": check_stale,
     "empty": check_empty,
 }

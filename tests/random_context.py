@@ -192,7 +192,7 @@ class Run:
             raise Mismatch(f"not the same bits after a restore: NMSE {nmse(again, logits):.2g}")
 
     def draft(self, a: int, b: int, c: int) -> None:
-        """A rejected draft: save, decode, restore, and decode the same again: the same bits."""
+        """A rejected draft: save, decode, restore, and decode the same again: the same bits, without the checkpoint too."""
         self._room(a % N_SEQ, 8)
         ck = self.save(a, b, c)
         tokens = self._tokens(1 + c % 8, b)
@@ -202,11 +202,21 @@ class Run:
         i = self.memory.saved.index(ck)
         if self.restore(i, ck.seq, 0) is None:
             raise Mismatch("a checkpoint of just now cannot be restored")
+        deleted = bool(c & 16)
+        if deleted:
+            self.delete(i, 0, 0)
+        if c & 48 == 48:  # one that is left can hide what goes wrong without any; a full one may free cells
+            for other in [other for other in self.memory.saved if not other.full]:
+                self.memory.saved.remove(other)
+                other.handle.delete()
         again = self._decode_text(ck.seq, tokens)
         # a state that comes from the host gets other cells of the attention, which sums in their order
         moved = ck.tier == "host" and self.kind.tokens and (ck.full or self.kind.window or not self.kind.recurrent)
         if not (nmse(again, first) < self.kind.bound if moved else np.array_equal(first, again)):
             raise Mismatch(f"not the same bits after a rejected draft: NMSE {nmse(again, first):.2g}")
+        if deleted:
+            self.done["drafts whose checkpoint was deleted"] += 1
+            return
         ck.draft = tokens, first
         if c & 8:
             self.restore(i, ck.seq, 0)

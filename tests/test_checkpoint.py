@@ -77,6 +77,21 @@ def test_any_number_of_checkpoints_of_one_sequence(model: llamackpt.Model) -> No
             assert np.array_equal(ctx.decode(model.tokenize("x")), reference(model, *words[: i + 1], "x"))
 
 
+def test_full_checkpoints_beyond_the_sequence_ids_are_on_the_host_and_say_so(model: llamackpt.Model) -> None:
+    n_shared = 256 - 2  # llama.cpp has so many sequence ids
+    expected = reference(model, PROMPT, "for name")
+    with model.context(n_ctx=512, n_seq_max=2, checkpoints=2) as ctx:
+        start(ctx)
+        taken = [ctx.checkpoint(full=True) for _ in range(n_shared + 2)]
+        assert [ck.tier for ck in taken] == ["shared"] * n_shared + ["host"] * 2
+        for ck in (taken[0], taken[n_shared - 1], taken[n_shared], taken[-1]):
+            ctx.decode(model.tokenize(DRAFT))
+            ck.restore()
+            assert np.array_equal(ctx.decode(model.tokenize("for name")), expected)
+        taken[0].delete()
+        assert ctx.checkpoint(full=True).tier == "shared"
+
+
 def test_a_full_checkpoint_is_a_fork_that_outlives_its_sequence(ctx: llamackpt.Context) -> None:
     start(ctx)
     ck = ctx.checkpoint(full=True)
@@ -299,11 +314,12 @@ def test_the_c_api_takes_null_and_nonsense(ctx: llamackpt.Context) -> None:
         assert lib.llama_memory_checkpoint_delete(memory, wrong) == bad
 
 
-def test_more_spare_cells_than_memory_is_refused_and_changes_nothing(ctx: llamackpt.Context) -> None:
+@pytest.mark.parametrize("n_spare", [2**31 - 16, 2**31 - 1])
+def test_more_spare_cells_than_memory_is_refused_and_changes_nothing(ctx: llamackpt.Context, n_spare: int) -> None:
     n = start(ctx)
     ck = ctx.checkpoint()
     with pytest.raises(llamackpt.CheckpointMemoryError):
-        ctx.reserve(2**31 - 1)
+        ctx.reserve(n_spare)
     ctx.decode(ctx.model.tokenize("for"))
     ck.restore()
     assert ctx.pos_max() == n - 1

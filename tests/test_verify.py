@@ -33,7 +33,7 @@ def test_a_restore_that_does_nothing_fails(
     monkeypatch.setattr(llamackpt.Checkpoint, "restore", lambda self, seq_id=None: None)
     found = statuses(model)
     assert found["repeatable"] == "PASS"
-    for name in ("round trip", "fork", "many", "stale", "empty"):
+    for name in ("round trip", "fork", "many", "rounds", "stale", "empty"):
         assert found[name] == "FAIL", name
 
 
@@ -69,7 +69,7 @@ def test_a_refused_restore_is_a_failed_check_and_the_others_still_run(
     checks = list(verify.verify_checks(model))
     assert len(checks) == len(verify.CHECKS)
     failed = {check.name for check in checks if check.status == "FAIL"}
-    assert failed >= {"round trip", "fork", "many", "isolation"}
+    assert failed >= {"round trip", "fork", "many", "isolation", "rounds"}
 
 
 def test_comparing_tells_bits_from_a_tolerance_and_both_from_a_failure() -> None:
