@@ -124,7 +124,7 @@ class Checkpoint:
 
     @property
     def nbytes_host(self) -> int:
-        """Bytes that it holds in host memory."""
+        """Bytes that it holds in host memory. Of attention cells that were copied on the device, these are their positions."""
         return int(self._info().size_host)
 
     @property

@@ -114,7 +114,7 @@ class Run:
         handle = self.ctx.checkpoint(seq, full=full, tier=tier)  # type: ignore[arg-type]
         if handle.tier not in self._tiers(state, full, tier, supported):
             raise Mismatch(f"a checkpoint of {self.kind.name} with tier={tier}, full={full} is on {handle.tier}")
-        saved = Saved(handle, seq, full, state, handle.tier)
+        saved = Saved(handle, seq, full, state, handle.tier, handle.nbytes_host > 0)
         self.memory.saved.append(saved)
         if state.pending:
             self.done["saved with a rollback pending"] += 1
@@ -125,10 +125,10 @@ class Run:
             return {"shared"}
         if tier == "host" or not supported:
             return {"host"}
+        if self.kind.tokens and full and (self.kind.index or self.kind.streams):
+            return {"device"}
         if self.kind.window or (self.kind.tokens and not self.kind.exact):
-            return {"shared", "device", "host"}
-        if self.kind.tokens and full and self.kind.index:
-            return {"shared", "device", "host"}
+            return {"shared", "device"}
         if not self.kind.recurrent:
             return {"shared"}
         if tier == "device":
@@ -148,8 +148,8 @@ class Run:
             with refused(StaleCheckpointError):
                 ck.handle.restore(seq)
             return None
-        copies = ck.full and ck.tier != "host" and self.kind.tokens and not self.memory.unified and seq != ck.seq
-        fits = (ck.tier != "host" and not copies) or self.memory.fits({seq: len(ck.state.cells)}, without=seq)
+        copies = ck.full and not ck.written and self.kind.tokens and not self.memory.unified and seq != ck.seq
+        fits = (not ck.written and not copies) or self.memory.fits({seq: len(ck.state.cells)}, without=seq)
         alone = self.memory.is_alone(seq)
         if not fits and not alone and not self.kind.shares_full and self._excluded("restore-full"):
             return None
@@ -165,7 +165,7 @@ class Run:
         state = ck.state
         if not ck.full:  # the attention cells are those that the sequence has now
             state = replace(state, cells=self.memory.seqs[seq].cells[: len(state.cells)])
-        if ck.tier == "host" and state.pos >= 0:
+        if ck.written and state.pos >= 0:
             rewritten = ck.full or not (self.kind.recurrent or self.kind.window)
             state = state.copy() if rewritten else replace(state, cell=new_cell(), copied=True)
         elif ck.tier == "device":
@@ -210,8 +210,8 @@ class Run:
                 self.memory.saved.remove(other)
                 other.handle.delete()
         again = self._decode_text(ck.seq, tokens)
-        # a state that comes from the host gets other cells of the attention, which sums in their order
-        moved = ck.tier == "host" and self.kind.tokens and (ck.full or self.kind.window or not self.kind.recurrent)
+        # a state that was written out gets other cells of the attention, which sums in their order
+        moved = ck.written and self.kind.tokens and (ck.full or self.kind.window or not self.kind.recurrent)
         if not (nmse(again, first) < self.kind.bound if moved else np.array_equal(first, again)):
             raise Mismatch(f"not the same bits after a rejected draft: NMSE {nmse(again, first):.2g}")
         if deleted:
@@ -365,9 +365,9 @@ class Run:
             state = replace(state.copy(), cell=state.cell, copied=state.copied)
             for ck in self.memory.saved:  # the cache of the sequence is overwritten
                 if ck.seq == dst and ck.holds_cells and ck.state.pos >= 0:
-                    ck.tier = ck.handle.tier
-                    if ck.tier != "host":
-                        raise Mismatch(f"a full checkpoint stays {ck.tier} while its cells are overwritten")
+                    ck.tier, ck.written = ck.handle.tier, ck.handle.nbytes_host > 0
+                    if ck.tier != "device" or not ck.written:
+                        raise Mismatch(f"a full checkpoint is {ck.tier} after its cells were overwritten")
         self.memory.seqs[dst] = state
 
     def transfer(self, a: int, b: int, c: int) -> None:
@@ -398,7 +398,7 @@ class Run:
                 raise
             self.done["not read"] += 1
             return
-        self.moved &= ck.tier == "host"  # otherwise what was pending is done now
+        self.moved &= ck.written  # otherwise what was pending is done now
         if self.moved and self._excluded("state-moved"):
             return
         if self.memory.fits({dst: len(ck.state.cells)}, without=dst):

@@ -88,12 +88,13 @@ class Saved:
     full: bool
     state: State
     tier: str
+    written: bool  # its attention cells are in a copy, on the device or on the host
     stale: bool = False
     draft: tuple[list[int], Logits] | None = None  # tokens that followed it once, alone in their batch, and their logits
 
     @property
     def holds_cells(self) -> bool:
-        return self.full and not self.stale and self.tier != "host"
+        return self.full and not self.stale and not self.written
 
 
 @dataclass
@@ -119,7 +120,7 @@ class Memory:
         moving = {cell for pos, cell in self.seqs[seq].cells if p0 <= pos < p1}
         for ck in self.saved:
             if ck.full:
-                ck.stale |= ck.tier != "host" and any(cell in moving for _, cell in ck.state.cells)
+                ck.stale |= not ck.written and any(cell in moving for _, cell in ck.state.cells)
             elif p0 < min(p1, ck.state.pos + 1):
                 held = (cell for pos, cell in self.seqs[ck.seq].cells if pos <= ck.state.pos)
                 ck.stale |= ck.seq == seq or any(cell in moving for cell in held)

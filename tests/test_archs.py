@@ -97,7 +97,8 @@ def test_every_architecture_is_exact(every_arch: dict[str, Path]) -> None:
                 if name == "deepseek4-moe":
                     assert tiers == {"device"}
                 elif stateful:
-                    assert ("shared" in tiers) == (checkpoints > 0) or "host" in tiers, (name, tiers)
+                    assert tiers == ({"shared"} if checkpoints else {"device"}), (name, tiers)
+                assert "host" not in tiers, name
     assert wrong == []
 
 

@@ -77,13 +77,13 @@ def test_any_number_of_checkpoints_of_one_sequence(model: llamackpt.Model) -> No
             assert np.array_equal(ctx.decode(model.tokenize("x")), reference(model, *words[: i + 1], "x"))
 
 
-def test_full_checkpoints_beyond_the_sequence_ids_are_on_the_host_and_say_so(model: llamackpt.Model) -> None:
+def test_full_checkpoints_beyond_the_sequence_ids_are_copies_on_the_device_and_say_so(model: llamackpt.Model) -> None:
     n_shared = 256 - 2  # llama.cpp has so many sequence ids
     expected = reference(model, PROMPT, "for name")
     with model.context(n_ctx=512, n_seq_max=2, checkpoints=2) as ctx:
         start(ctx)
         taken = [ctx.checkpoint(full=True) for _ in range(n_shared + 2)]
-        assert [ck.tier for ck in taken] == ["shared"] * n_shared + ["host"] * 2
+        assert [ck.tier for ck in taken] == ["shared"] * n_shared + ["device"] * 2
         for ck in (taken[0], taken[n_shared - 1], taken[n_shared], taken[-1]):
             ctx.decode(model.tokenize(DRAFT))
             ck.restore()
@@ -120,7 +120,9 @@ def test_with_a_cache_for_each_sequence_a_fork_is_a_copy_on_the_device(model: ll
             assert ctx.checkpoint_perf().size_copied_host == 0
             ctx.seq_rm(0)
             ctx.seq_cp(2, 0)  # takes all of the cache that the checkpoint is in
-            assert ck.tier == "host"
+            assert ck.tier == "device"
+            assert 0 < ck.nbytes_host < ck.nbytes / 4  # not the cells, but what they hold
+            assert ctx.checkpoint_perf().size_copied_host == 0
             ck.restore(seq_id=1)
             assert ctx.pos_max(1) == n - 1
             assert np.allclose(ctx.decode(model.tokenize("for name"), 1), expected, rtol=1e-3, atol=1e-3)

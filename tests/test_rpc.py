@@ -59,6 +59,16 @@ def test_a_restore_there_is_exact(port: str, archs: Path, name: str, tier: str, 
         assert result["restore"] > 1000
 
 
+@pytest.mark.parametrize("name", ["qwen4exp-moe", "glm5-next-moe", "deepseek4-moe"])
+def test_a_copy_of_the_whole_state_stays_there(port: str, archs: Path, name: str) -> None:
+    """The bytes on the way are those of the commands."""
+    result = run(port, archs / f"{name}.gguf", "auto", True)
+    assert all(result["same"])
+    assert result["tier"] == "device"
+    assert 0 < result["save"] < result["state"] / 8
+    assert 0 < result["restore"] < result["state"] / 4  # it makes a backup first
+
+
 def test_an_address_without_a_server_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
