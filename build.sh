@@ -13,7 +13,8 @@ commands
   build       (default) set up and build all of it; the package is installed editable in .venv
   demo ...    build, then `llamackpt demo` with these arguments
   test ...    build, then pytest with these arguments
-  stock       build llama-server from upstream without the patches, in build/stock, to compare with
+  stock       build llama-server from upstream without the patches (but for the fixes of ggml-cpu, without which it crashes
+              on CPUs with AMX), in build/stock, to compare with
   sanitize    build, then the tests of the checkpoints under the address, undefined behaviour and thread sanitizers
   wheel       a self-contained wheel for any x86-64 CPU with AVX2 (any ARMv8 one), in dist/
   export      write patches/ from the commits in vendor/llama.cpp

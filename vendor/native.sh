@@ -81,15 +81,17 @@ build_native() { # BACKEND: build/BACKEND/bin
     [ "$(tgit status --porcelain)" ] || echo "$built" > "$dir/.built"
 }
 
-# upstream as it is, laid out as this tree is, so that ccache finds all that the patches leave alone
+# upstream, laid out as this tree is, so that ccache finds all that the patches leave alone. It has the fixes of ggml-cpu, which
+# come first in the series: without them it crashes on CPUs with AMX
 build_stock() { # BACKEND: build/stock/build/BACKEND/bin
-    local root
-    root=$(tgit rev-list --max-parents=0 HEAD)
+    local commit
+    commit=$(tgit log --reverse --format='%H %s' HEAD |
+        awk 'NR > 1 && $2 != "ggml-cpu" { end = 1 } !end { commit = $1 } END { print commit }')
     mkdir -p build/stock/vendor build/stock/build
-    if [ "$(vgit -C build/stock/$TREE rev-parse HEAD 2> /dev/null)" != "$root" ]; then
+    if [ "$(vgit -C build/stock/$TREE rev-parse HEAD 2> /dev/null)" != "$commit" ]; then
         rm -rf "build/stock/${TREE:?}"
         vgit clone -q --template= --shared --no-checkout "$TREE" "build/stock/$TREE"
-        vgit -C "build/stock/$TREE" checkout -q --detach "$root"
+        vgit -C "build/stock/$TREE" checkout -q --detach "$commit"
     fi
     (
         LOCK=$ROOT/$LOCK
