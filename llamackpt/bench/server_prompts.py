@@ -147,7 +147,8 @@ def measure_restore(
 
 def _after_restore(server: Server, filename: str, prompt: Sequence[int]) -> tuple[float, int]:
     client = server.client(1800)
-    client.completion("x", max_tokens=1, cache_prompt=False)  # the first decode of a process is slower, restored or not
+    # the first decode of a process is slower, restored or not: it is the first to touch much of its memory
+    client.completion(prompt[-16:], max_tokens=1, cache_prompt=False)
     client.restore_slot(0, filename)
     return ask(client, prompt, 1)
 
