@@ -156,6 +156,7 @@ struct state {
 };
 
 static bool kv_unified = true;
+static bool reserved   = true;
 
 static state make_state(llama_model * model) {
     llama_context_params params = llama_context_default_params();
@@ -171,7 +172,9 @@ static state make_state(llama_model * model) {
     res.ctx = llama_init_from_model(model, params);
     res.mem = llama_get_memory(res.ctx);
 
-    llama_memory_checkpoint_reserve(res.mem, 2);
+    if (reserved) {
+        llama_memory_checkpoint_reserve(res.mem, 2);
+    }
 
     res.decode(0, 5);
     res.decode(1, 3);
@@ -329,11 +332,14 @@ static int try_one(llama_model * model, const call & c, long k, const std::vecto
 
 int main(int argc, char ** argv) {
     if (argc < 2) {
-        fprintf(stderr, "usage: %s MODEL.gguf [streams]\n", argv[0]);
+        fprintf(stderr, "usage: %s MODEL.gguf [streams | unreserved]\n", argv[0]);
         return 2;
     }
 
-    kv_unified = argc < 3; // a cache for each sequence
+    const std::string option = argc > 2 ? argv[2] : "";
+
+    kv_unified = option != "streams";    // a cache for each sequence
+    reserved   = option != "unreserved"; // sliding windows are copied
 
     signal(SIGABRT, on_signal);
     signal(SIGSEGV, on_signal);

@@ -194,10 +194,18 @@ class Run:
     def draft(self, a: int, b: int, c: int) -> None:
         """A rejected draft: save, decode, restore, and decode the same again: the same bits, without the checkpoint too."""
         self._room(a % N_SEQ, 8)
+        if c & 48 == 48:  # one that is left can hide what goes wrong without any
+            for other in [other for other in self.memory.saved if not other.full]:
+                self.memory.saved.remove(other)
+                other.handle.delete()
         ck = self.save(a, b, c)
         tokens = self._tokens(1 + c % 8, b)
         if ck is None or not self.memory.fits({ck.seq: 2 * len(tokens) + len(ck.state.cells)}):
             return
+        # these become stale when a full one is restored, and no longer hold the cells of their windows
+        freed = self.kind.window and ck.full and any(
+            other.seq == ck.seq and not other.full and not other.stale for other in self.memory.saved
+        )
         first = self._decode_text(ck.seq, tokens)
         i = self.memory.saved.index(ck)
         if self.restore(i, ck.seq, 0) is None:
@@ -205,14 +213,10 @@ class Run:
         deleted = bool(c & 16)
         if deleted:
             self.delete(i, 0, 0)
-        if c & 48 == 48:  # one that is left can hide what goes wrong without any; a full one may free cells
-            for other in [other for other in self.memory.saved if not other.full]:
-                self.memory.saved.remove(other)
-                other.handle.delete()
         again = self._decode_text(ck.seq, tokens)
         # a state that was written out gets other cells of the attention, which sums in their order
         moved = ck.written and self.kind.tokens and (ck.full or self.kind.window or not self.kind.recurrent)
-        if not (nmse(again, first) < self.kind.bound if moved else np.array_equal(first, again)):
+        if not (nmse(again, first) < self.kind.bound if moved or freed else np.array_equal(first, again)):
             raise Mismatch(f"not the same bits after a rejected draft: NMSE {nmse(again, first):.2g}")
         if deleted:
             self.done["drafts whose checkpoint was deleted"] += 1

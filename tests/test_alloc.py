@@ -48,8 +48,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("qwen35-dense", []), ("rwkv7", []), ("llama-dense", []), ("gemma3-dense", []), ("qwen35-dense", ["streams"])],
-)
+    [
+        ("qwen35-dense", []), ("rwkv7", []), ("llama-dense", []), ("gemma3-dense", []),
+        ("qwen35-dense", ["streams"]), ("gemma3-dense", ["unreserved"]),
+    ],
+)  # fmt: skip
 def test_a_call_without_memory_says_so_and_changes_nothing(
     program: Path, archs: Path, name: str, options: list[str]
 ) -> None:
