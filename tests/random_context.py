@@ -196,8 +196,7 @@ class Run:
         self._room(a % N_SEQ, 8)
         if c & 48 == 48:  # one that is left can hide what goes wrong without any
             for other in [other for other in self.memory.saved if not other.full]:
-                self.memory.saved.remove(other)
-                other.handle.delete()
+                self.delete(self.memory.saved.index(other), 0, 0)
         ck = self.save(a, b, c)
         tokens = self._tokens(1 + c % 8, b)
         if ck is None or not self.memory.fits({ck.seq: 2 * len(tokens) + len(ck.state.cells)}):
