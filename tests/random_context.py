@@ -175,7 +175,7 @@ class Run:
             self.done["restored into the cache of another sequence"] += 1
         if ck.tier != "shared":
             state = replace(state, pending=False)
-        self.memory.on_removed(seq, 0 if ck.full else ck.state.pos + 1)
+        self.memory.on_restored(ck, seq)
         self.memory.seqs[seq] = state
         return ck
 
@@ -201,10 +201,6 @@ class Run:
         tokens = self._tokens(1 + c % 8, b)
         if ck is None or not self.memory.fits({ck.seq: 2 * len(tokens) + len(ck.state.cells)}):
             return
-        # these become stale when a full one is restored, and no longer hold the cells of their windows
-        freed = self.kind.window and ck.full and any(
-            other.seq == ck.seq and not other.full and not other.stale for other in self.memory.saved
-        )
         first = self._decode_text(ck.seq, tokens)
         i = self.memory.saved.index(ck)
         if self.restore(i, ck.seq, 0) is None:
@@ -213,9 +209,9 @@ class Run:
         if deleted:
             self.delete(i, 0, 0)
         again = self._decode_text(ck.seq, tokens)
-        # a state that was written out gets other cells of the attention, which sums in their order
-        moved = ck.written and self.kind.tokens and (ck.full or self.kind.window or not self.kind.recurrent)
-        if not (nmse(again, first) < self.kind.bound if moved or freed else np.array_equal(first, again)):
+        # a state that was written out has other cells of the attention, or those after it are others: sums in their order
+        moved = ck.written and self.kind.tokens
+        if not (nmse(again, first) < self.kind.bound if moved else np.array_equal(first, again)):
             raise Mismatch(f"not the same bits after a rejected draft: NMSE {nmse(again, first):.2g}")
         if deleted:
             self.done["drafts whose checkpoint was deleted"] += 1

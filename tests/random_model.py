@@ -90,7 +90,11 @@ class Saved:
     tier: str
     written: bool  # its attention cells are in a copy, on the device or on the host
     stale: bool = False
+    same: int = -1  # full: up to this position the sequence has its tokens
     draft: tuple[list[int], Logits] | None = None  # tokens that followed it once, alone in their batch, and their logits
+
+    def __post_init__(self) -> None:
+        self.same = self.state.pos
 
     @property
     def holds_cells(self) -> bool:
@@ -110,8 +114,19 @@ class Memory:
 
     def on_removed(self, seq: int, p0: int, p1: int = 2**31) -> None:
         for ck in self.saved:
-            if self.kind.tokens and not ck.full and ck.seq == seq and max(p0, 0) < p1 and p0 <= ck.state.pos:
-                ck.stale = True
+            if not self.kind.tokens or ck.seq != seq or max(p0, 0) >= p1:
+                continue
+            if ck.full:
+                ck.same = min(ck.same, p0 - 1)
+            else:
+                ck.stale |= p0 <= ck.state.pos
+
+    def on_restored(self, ck: Saved, seq: int) -> None:
+        """Tokens that the sequence still had are the same ones, if the checkpoint holds them and not copies of them."""
+        mine = ck.full and not ck.written and seq == ck.seq
+        self.on_removed(seq, ck.same + 1 if mine else 0 if ck.full else ck.state.pos + 1)
+        if mine:
+            ck.same = ck.state.pos
 
     def on_moved(self, seq: int, p0: int, p1: int) -> None:
         """Before the tokens of the sequence at [p0, p1) move."""
@@ -119,6 +134,8 @@ class Memory:
             return
         moving = {cell for pos, cell in self.seqs[seq].cells if p0 <= pos < p1}
         for ck in self.saved:
+            if ck.seq == seq:
+                ck.same = min(ck.same, p0 - 1)
             if ck.full:
                 ck.stale |= not ck.written and any(cell in moving for _, cell in ck.state.cells)
             elif p0 < min(p1, ck.state.pos + 1):
