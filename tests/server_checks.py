@@ -31,16 +31,16 @@ PROMPTS = [
 NOISE = {"grammar": "root ::= [a-p]{1,2000}", "temperature": 20.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
-def greedy(client: Client, prompt: str, n: int = 60, **more: object) -> Completion:
+def greedy(client: Client, prompt: str | list[int], n: int = 60, **more: object) -> Completion:
     return client.completion(prompt, max_tokens=n, temperature=0, **{"cache_prompt": False, **more})  # type: ignore[arg-type]
 
 
-def assert_same(reference: Client, prompt: str, expected: Completion, found: Completion) -> None:
+def assert_same(reference: Client, prompt: str | list[int], expected: Completion, found: Completion) -> None:
     """The same tokens, up to the first place where the reference itself hardly prefers its own."""
     if found.tokens == expected.tokens:
         return
     at = next(i for i, pair in enumerate(zip(expected.tokens, found.tokens, strict=False)) if pair[0] != pair[1])
-    prefix = reference.tokenize(prompt) + expected.tokens[:at]
+    prefix = (reference.tokenize(prompt) if isinstance(prompt, str) else prompt) + expected.tokens[:at]
     last = reference.completion(prefix, max_tokens=1, temperature=0, n_probs=20, cache_prompt=False)
     logprobs = {item["id"]: item["logprob"] for item in last.raw["completion_probabilities"][0]["top_logprobs"]}
     gap = logprobs[expected.tokens[at]] - logprobs.get(found.tokens[at], float("-inf"))

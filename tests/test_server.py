@@ -17,11 +17,13 @@ from itertools import takewhile
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import requests
 from conftest import ROOT
 from f32_gguf import write_f32
 from llama_gguf import write_llama
+from lora_gguf import write_lora
 from server_checks import (
     NOISE,
     PROMPTS,
@@ -301,9 +303,80 @@ def test_several_answers_to_one_prompt_are_each_what_one_would_be(plain: Client,
         check_answers(plain, server)
 
 
+def test_several_answers_to_an_empty_prompt_are_empty(hybrid: Path) -> None:
+    with start(hybrid, n_ctx=512, parallel=2) as server:
+        for n in (1, 2):
+            body = {"prompt": "", "n_predict": 4, "n_cmpl": n}
+            answer = requests.post(f"{server.url}/completion", json=body, timeout=20).json()
+            assert [one["content"] for one in (answer if n > 1 else [answer])] == [""] * n
+        assert not any(slot.is_processing for slot in server.client().slots())
+
+
+def test_a_sampler_that_fails_ends_its_own_answer(plain: Client, hybrid: Path) -> None:
+    """A grammar whose text is over, and no end allowed: found out with the token, while others are generated and drafted."""
+    impossible = {"grammar": 'root ::= "self.x = self.x + 1"', "ignore_eos": True}
+    with start(hybrid, *WILD, n_ctx=3 * 512, parallel=3) as server:
+        client = server.client()
+
+        def ask(job: int) -> Completion | None:
+            if job % 2 == 0:
+                return greedy(client, PROMPTS[job // 2], 40, cache_prompt=True)
+            with pytest.raises(RequestError, match="empty grammar stack"):
+                greedy(client, PROMPTS[3] * 2, 40, cache_prompt=True, **impossible)
+            return None
+
+        with ThreadPoolExecutor(3) as threads:
+            found = list(threads.map(ask, range(8)))
+        for prompt, answer in zip(PROMPTS, found[::2], strict=False):
+            assert answer
+            assert_same(plain, prompt, greedy(plain, prompt, 40), answer)
+        assert not any(slot.is_processing for slot in client.slots())
+
+
 def test_concurrent_and_cancelled_requests_do_not_disturb_each_other(plain: Client, hybrid: Path) -> None:
     with start(hybrid, *WILD, n_ctx=4 * 512, parallel=4) as server:
         check_concurrent(plain, server, PROMPTS * 3, 8)
+
+
+@pytest.mark.parametrize("draft", ["shipped", "n-gram"])
+def test_a_cache_that_is_full_in_the_middle_of_a_draft_leaves_nothing_wrong(
+    plain: Client, hybrid: Path, tmp_path: Path, draft: str
+) -> None:
+    """Three slots share 512 tokens and ask for more: a draft model has no room for its next token, a batch is cut inside of a
+    draft. What fails says so, and its slot goes on with the next request, right behind what it had, as any other would."""
+    model = ("--model-draft", str(llamackpt.default_model()), "--spec-draft-n-max", "6", "--spec-draft-p-min", "0")
+    flags = ("--spec-type", "draft-simple", *model) if draft == "shipped" else DRAFTS
+    prompts = [plain.tokenize(prompt * (1 + index % 3)) for index, prompt in enumerate(PROMPTS[:5])]
+    expected = [greedy(plain, prompt, 280, ignore_eos=True) for prompt in prompts]
+    failed = []
+
+    def ask(client: Client, job: int) -> int:
+        """How many tokens came, -1 if it was all of them."""
+        tokens: list[int] = []
+        try:
+            for chunk in client.stream(prompts[job], max_tokens=280, temperature=0, ignore_eos=True, id_slot=job % 3):
+                tokens += chunk.tokens
+        except RequestError as error:
+            assert re.search("is not inside the current sub-batch|Context size has been exceeded", str(error))
+            return len(tokens)
+        return -1
+
+    with start(hybrid, *flags, "--kv-unified", n_ctx=512, parallel=3, log=tmp_path / "log") as server:
+        client = server.client()
+        for jobs in ((0, 1, 2), (3, 4, 2), (0, 4, 2)):
+            with ThreadPoolExecutor(3) as threads:
+                counts = list(threads.map(lambda job: ask(client, job), jobs))
+            for job, count in zip(jobs, counts, strict=True):
+                if count >= 0:
+                    failed.append(job)
+                    longer = prompts[job] + expected[job].tokens[: count + 8]  # drafted already, if the draft was right
+                    found = greedy(client, longer, 16, cache_prompt=True, id_slot=job % 3)
+                    assert_same(plain, longer, greedy(plain, longer, 16), found)
+        assert not any(slot.is_processing for slot in client.slots())
+    log = (tmp_path / "log").read_text()
+    assert len(failed) > 3
+    assert "is not inside the current sub-batch" in log
+    assert draft != "shipped" or re.search(r"draft: llama_process\[\d+\] returned 1", log)
 
 
 # -- prompts that are known already ---------------------------------------------------------------------------------------
@@ -391,6 +464,28 @@ def test_a_chat_whose_reasoning_is_stripped_decodes_what_is_new(tmp_path: Path, 
 
 
 @needs_checkpoint_flags
+def test_a_turn_takes_two_decodes_to_its_first_token(hybrid: Path, tmp_path: Path) -> None:
+    """What is new and the header of the answer: the end of the last answer has no batch of its own, up to 64 tokens."""
+    (tmp_path / "template").write_text(TEMPLATE)
+    messages = [{"role": "user", "content": "".join(PROMPTS)}]
+
+    def turn(client: Client) -> dict[str, int]:
+        body = {"messages": messages, "max_tokens": 1, "temperature": 0}
+        timings: dict[str, int] = requests.post(f"{client.url}/v1/chat/completions", json=body, timeout=60).json()["timings"]
+        return timings
+
+    with start(hybrid, "--jinja", "--chat-template-file", str(tmp_path / "template"), n_ctx=4096) as server:
+        client = server.client()
+        turn(client)
+        for number, answer in enumerate(("Done.", "Done.", "".join(PROMPTS), "Done.")):
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": f"{number}: {PROMPTS[1]}"}]
+            took = counted(client, lambda: turn(client))["llamacpp:n_decode_total"]
+            assert took == (2 if answer == "Done." else 3)
+        messages[-1]["content"] = PROMPTS[2]  # another question instead of the last one
+        assert turn(client)["prompt_n"] < len(client.tokenize(PROMPTS[2])) + 64
+
+
+@needs_checkpoint_flags
 def test_a_raw_conversation_whose_reasoning_is_stripped_decodes_what_is_new(plain: Client, hybrid: Path) -> None:
     """From the third turn on: nobody says where the answer starts, so the server has to see it once."""
     history = [""]
@@ -446,6 +541,74 @@ def in_turns(client: Client, n: int, **more: object) -> str:
         prompt += f"<|endoftext|>user\n{PROMPTS[turn % 8]}# {turn}\n"
         greedy(client, prompt, 4, cache_prompt=True, message_delimiters=delimiters, **more)
     return prompt
+
+
+def test_a_prompt_of_other_adapters_is_not_reused(hybrid: Path, tmp_path: Path) -> None:
+    """Whether they were of the request before or of the server; one of its own, or the default, comes after."""
+    prompt = "".join(PROMPTS)
+    asked: list[dict[str, object]] = [{}, {"lora": [{"id": 0, "scale": 0.0}]}]
+    with start(hybrid, "--lora", str(write_lora(tmp_path / "lora.gguf"))) as server:
+        client = server.client()
+
+        def ask(body: dict[str, object], cache: bool = True) -> str:
+            return client.completion(prompt, max_tokens=24, temperature=0, cache_prompt=cache, **body).text
+
+        adapted, plain = (ask(body, False) for body in asked)
+        assert adapted != plain
+        for body, expected in zip(asked * 2, (adapted, plain) * 2, strict=True):
+            assert ask(body) == expected
+        client._json("POST", "/lora-adapters", [{"id": 0, "scale": 1.0}])
+        assert ask({}) == adapted
+        client._json("POST", "/lora-adapters", [{"id": 0, "scale": 0.0}])
+        assert ask({}) == plain
+
+
+@needs_checkpoint_flags
+@pytest.mark.parametrize("flags", [(), ("--ckpt-device-mem", "0")], ids=["device", "host"])
+@pytest.mark.parametrize("arch", ["lfm2-dense", "deepseek4-moe"])
+def test_a_window_beside_a_state_that_cannot_go_back_decodes_what_is_new(
+    archs: Path, arch: str, flags: tuple[str, ...]
+) -> None:
+    """A window of 32 tokens: where the sequence ends, and at each checkpoint, it is all there."""
+    with start(archs / f"{arch}.gguf", "--ubatch-size", "16", *flags, n_ctx=256) as server:
+        client = server.client()
+
+        def ask(prompt: list[int], cache: bool = True) -> Completion:
+            return client.completion(prompt, max_tokens=6, temperature=0, ignore_eos=True, cache_prompt=cache)
+
+        prompt, asked = [1 + 7 * i % 100 for i in range(100)], []
+        for turn in range(6):
+            done = ask(prompt)
+            asked.append((prompt, done))
+            assert turn == 0 or done.timings.prompt_n <= 6
+            prompt = prompt + done.tokens + [5, 6, 7, 8, 9 + turn]
+        last = prompt[: len(prompt) - 11]  # as the last one was
+        for end in ([], [3], [3, 4, 5], [90] * 4):
+            asked.append((last + end, ask(last + end)))
+            assert asked[-1][1].timings.prompt_n <= 8
+        back = asked[2][0] + [11, 12]  # before all that was decoded since
+        asked.append((back, ask(back)))
+        for prompt, done in asked:
+            assert ask(prompt, cache=False).tokens == done.tokens
+
+
+def test_a_prompt_of_other_adapters_does_not_come_back_from_the_host(hybrid: Path, tmp_path: Path) -> None:
+    """The slot's prompts wait in host memory for each other, each for a request with its adapters."""
+    prompts = ["".join(PROMPTS), "".join(reversed(PROMPTS))]
+    asked = [{"lora": [{"id": 0, "scale": scale}]} for scale in (1.0, 0.0)]
+    with start(hybrid, "--lora", str(write_lora(tmp_path / "lora.gguf")), "--cache-ram", "64") as server:
+        client = server.client()
+
+        def ask(prompt: str, body: dict[str, list[dict[str, float]]], cache: bool = True) -> Completion:
+            return client.completion(prompt, max_tokens=16, temperature=0, cache_prompt=cache, **body)
+
+        expected = [[ask(prompt, body, False).text for body in asked] for prompt in prompts]
+        assert expected[0][0] != expected[0][1] and expected[1][0] != expected[1][1]
+        for turn in range(8):
+            prompt, body = turn % 2, turn // 2 % 2
+            found = ask(prompts[prompt], asked[body])
+            assert found.text == expected[prompt][body]
+        assert found.timings.prompt_n < 16  # from the host
 
 
 def test_two_conversations_in_turn_on_one_slot_keep_apart(plain: Client, hybrid: Path) -> None:
@@ -634,6 +797,27 @@ def test_a_restored_slot_leaves_the_checkpoints_of_others_where_they_are(plain: 
 
 
 @needs_checkpoint_flags
+def test_a_checkpoint_of_a_restored_slot_moves_to_room_that_comes_later(plain: Client, hybrid: Path, slots: Path) -> None:
+    """When it is used: there was none on the device for this slot."""
+    flags = ("--kv-unified", "--checkpoint-min-step", "1", "--slot-save-path", str(slots))
+    with start(hybrid, *flags, n_ctx=4096, parallel=2) as server:
+        client = server.client()
+        prompt = in_turns(client, 6, id_slot=0)
+        client.save_slot(0, "turns")
+        full = held(client)
+        client.restore_slot(1, "turns")
+        assert held(client)["shared"] == full["shared"]  # all of the other slot
+        client.erase_slot(0)
+        assert client.metrics()["llamacpp:checkpoint_held_count"] == 0
+        first = prompt[: prompt.index("# 1\n")]
+        for end in ("# one\n", "# another\n"):
+            found = greedy(client, first + end, 24, cache_prompt=True, id_slot=1)
+            assert found.timings.prompt_n < 16
+            assert client.metrics()["llamacpp:checkpoint_held_count"] == 1  # the prompt is too short for a new one
+            assert_same(plain, first + end, greedy(plain, first + end, 24), found)
+
+
+@needs_checkpoint_flags
 def test_a_cut_or_changed_slot_file_is_refused_and_changes_nothing(hybrid: Path, slots: Path) -> None:
     prompt = "".join(PROMPTS[:4])
     with start(hybrid, *DRAFTS, "--slot-save-path", str(slots)) as server:
@@ -702,6 +886,81 @@ def test_a_slot_file_of_other_weights_is_refused(tmp_path: Path, slots: Path, n_
     with start(files[0], "--slot-save-path", str(slots)) as server:
         with pytest.raises(RequestError, match="another model"):
             server.client().restore_slot(0, "weights")
+
+
+@needs_checkpoint_flags
+def test_a_slot_file_of_other_adapters_is_refused(hybrid: Path, slots: Path, tmp_path: Path) -> None:
+    """By what is in them and how strong they are, not by where they are; unless the restore says that they are meant."""
+    one, other = write_lora(tmp_path / "one.gguf"), write_lora(tmp_path / "other.gguf", 2)
+    moved = tmp_path / "moved.gguf"
+    moved.write_bytes(one.read_bytes())
+    prompt = "".join(PROMPTS)
+    more = {"temperature": 0, "max_tokens": 24}
+    refused = "other LoRA adapters: .* \\(expected: "
+
+    def lora(*scales: float) -> dict[str, object]:
+        return {"lora": [{"id": index, "scale": scale} for index, scale in enumerate(scales)]}
+
+    def restore(client: Client, name: str, **body: object) -> None:
+        client._json("POST", "/slots/0?action=restore", {"filename": name, **body})
+
+    texts = {}
+    flags = ("--slot-save-path", str(slots))
+    with start(hybrid, *flags, "--lora", str(one)) as server:
+        client = server.client()
+        for name, body in {"adapted": {}, "plain": lora(0.0), "half": lora(0.5)}.items():
+            texts[name] = client.completion(prompt, cache_prompt=False, **more, **body).text
+            client.save_slot(0, name)
+        assert len(set(texts.values())) == 3
+        restore(client, "adapted")
+        client._json("POST", "/lora-adapters", [{"id": 0, "scale": 0.5}])
+        with pytest.raises(RequestError, match=refused):
+            restore(client, "adapted")
+        restore(client, "half")
+
+    with start(hybrid, *flags, "--lora", f"{other},{moved}") as server:
+        client = server.client()
+        for name in texts:
+            with pytest.raises(RequestError, match=refused) as caught:
+                restore(client, name)
+            assert caught.value.code == 400
+        for name, body in {"adapted": lora(0.0, 1.0), "half": lora(0.0, 0.5), "plain": lora(0.0)}.items():
+            restore(client, name, **body)
+            found = client.completion(prompt, **more, **body)
+            assert (found.text, found.timings.prompt_n <= 4) == (texts[name], True)
+        with pytest.raises(RequestError, match="'lora' must be an array"):
+            restore(client, "plain", lora=1)
+
+    for flag, value in (("--lora-scaled", f"{one}:0.5"), ("--lora", str(other)), ("--threads", "1")):
+        with start(hybrid, *flags, flag, value) as server:
+            for name in texts:
+                expected = {"half": "--lora-scaled", "plain": "--threads"}.get(name, "")
+                if flag == expected:
+                    restore(server.client(), name)
+                else:
+                    with pytest.raises(RequestError, match=refused):
+                        restore(server.client(), name)
+
+
+@needs_checkpoint_flags
+def test_a_slot_file_of_another_control_vector_is_refused(hybrid: Path, slots: Path, tmp_path: Path) -> None:
+    vectors = [tmp_path / "one.gguf", tmp_path / "other.gguf"]
+    for strength, path in enumerate(vectors):
+        writer = gguf.GGUFWriter(str(path), "controlvector")
+        writer.add_tensor("direction.1", np.full(192, 0.01 * (1 + strength), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    flags = ("--slot-save-path", str(slots), "--control-vector")
+    with start(hybrid, *flags, str(vectors[0])) as server:
+        greedy(server.client(), PROMPTS[0], 8, cache_prompt=True)
+        server.client().save_slot(0, "vector")
+        assert server.client().restore_slot(0, "vector").n_tokens > 8
+    for more in (flags[:2], (*flags, str(vectors[1]))):
+        with start(hybrid, *more) as server:
+            with pytest.raises(RequestError, match="another model"):
+                server.client().restore_slot(0, "vector")
 
 
 @needs_checkpoint_flags
