@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 from f32_gguf import write_f32
+from llama_gguf import write_llama
 
 import llamackpt
+from llamackpt.server import Client, Server
 
 pytest.register_assert_rewrite("server_checks")
+
+from server_checks import DRAFTS, start  # noqa: E402
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would what they start
 
@@ -51,3 +55,36 @@ def archs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model in f32: drafts and slots change the shape of a batch, and with it how q8_0 would round."""
     return write_f32(tmp_path_factory.mktemp("hybrid") / "f32.gguf")
+
+
+# -- servers, one of each for a module ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("model") / "llama.gguf")
+
+
+@pytest.fixture(scope="module")
+def plain(hybrid: Path) -> Iterator[Client]:
+    with start(hybrid) as server:
+        yield server.client()
+
+
+@pytest.fixture(scope="module")
+def slots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("slots")
+
+
+@pytest.fixture(scope="module")
+def drafting_server(hybrid: Path, slots: Path) -> Iterator[Server]:
+    with start(hybrid, *DRAFTS, "--slot-save-path", str(slots)) as server:
+        yield server
+
+
+@pytest.fixture
+def drafting(drafting_server: Server) -> Iterator[Client]:
+    client = drafting_server.client()
+    yield client
+    assert drafting_server.returncode is None, drafting_server.log_lines()
+    assert client.health()

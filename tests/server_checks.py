@@ -13,12 +13,15 @@ import requests
 from llamackpt.server import Client, Completion, Server
 
 COMMON = ("--threads", "1", "--cache-ram", "0", "--metrics", "--cache-type-k", "f32", "--cache-type-v", "f32")
+DRAFTS = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "8")
+# a single token that was there before is enough for a draft of 12
+WILD = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "1", "--spec-ngram-simple-size-m", "12")
 TIE = 1e-3  # nats between the two likeliest tokens: what rounding may turn around
 
 
 PROMPTS = [
     "def read(self, size=-1):\n",
-    'class Stack:\n    def push(self, item):\n        self.items.append(item)\n\n    def pop(self):\n',
+    "class Stack:\n    def push(self, item):\n        self.items.append(item)\n\n    def pop(self):\n",
     "import os\nimport sys\nimport re\nimport os.path\nimport ",
     "    def __eq__(self, other):\n        return self.x == other.x and self.y == other.y\n\n    def __ne__(self, other):\n",
     'parser.add_argument("--verbose")\nparser.add_argument("--quiet")\nparser.add_argument("--output")\nparser.',
@@ -135,9 +138,7 @@ def check_answers(plain: Client, server: Server) -> None:
 def check_concurrent(plain: Client, server: Server, prompts: list[str], n_threads: int) -> None:
     """Requests side by side with some that are cancelled: nobody disturbs anybody."""
     client = server.client()
-    leaving = threading.Thread(
-        target=lambda: [leave(client, PROMPTS[seed % 8], seed, 1 + seed % 5) for seed in range(20)]
-    )
+    leaving = threading.Thread(target=lambda: [leave(client, PROMPTS[seed % 8], seed, 1 + seed % 5) for seed in range(20)])
     leaving.start()
     with ThreadPoolExecutor(n_threads) as threads:
         found = list(threads.map(lambda prompt: greedy(client, prompt, 40), prompts))
@@ -146,3 +147,13 @@ def check_concurrent(plain: Client, server: Server, prompts: list[str], n_thread
     for prompt, answer in zip(prompts, found, strict=True):
         assert_same(plain, prompt, greedy(plain, prompt, 40), answer)
     assert not any(slot.is_processing for slot in client.slots())
+
+
+def in_turns(client: Client, n: int, **more: object) -> str:
+    """A prompt that has grown by a message each time; there is a checkpoint in front of each one."""
+    delimiters = [{"role": "user", "delimiter": "<|endoftext|>user"}]
+    prompt = ""
+    for turn in range(n):
+        prompt += f"<|endoftext|>user\n{PROMPTS[turn % 8]}# {turn}\n"
+        greedy(client, prompt, 4, cache_prompt=True, message_delimiters=delimiters, **more)
+    return prompt

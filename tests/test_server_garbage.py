@@ -36,12 +36,6 @@ FIELDS = [
 GRAMMARS = ['root ::= "a"*', "root ::= [a-z]+", "root ::= x", '( "a" |', "root ::= root", 'root ::= ""']
 
 
-@pytest.fixture(scope="module")
-def plain(hybrid: Path) -> Any:
-    with start(hybrid) as server:
-        yield server.client()
-
-
 def test_a_request_for_a_busy_slot_waits_and_leaves_its_prompt_alone(plain: Client, hybrid: Path) -> None:
     """The cache of prompts puts one away and another in its place when a slot changes hands, but not before."""
     long, short = PROMPTS[0], PROMPTS[1]

@@ -1,0 +1,345 @@
+"""Prompts that llama-server knows already: what it decodes of them again, and where it keeps the checkpoints for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+import requests
+from lora_gguf import write_lora
+from server_checks import (
+    DRAFTS,
+    PROMPTS,
+    assert_same,
+    counted,
+    greedy,
+    held,
+    in_turns,
+    start,
+)  # fmt: skip
+
+import llamackpt
+from llamackpt.server import Client, Completion, Server
+
+
+@pytest.mark.parametrize("cache", ["--kv-unified", "--no-kv-unified"])
+def test_conversations_in_turn_go_back_to_checkpoints_on_the_device(plain: Client, hybrid: Path, cache: str) -> None:
+    """Each slot's own, with one cache for all slots and with one each."""
+    with start(hybrid, *DRAFTS, cache, n_ctx=2 * 2048, parallel=2) as server:
+        client = server.client()
+        histories = ["".join(PROMPTS[:4]), "".join(PROMPTS[4:])]
+        for turn in range(8):
+            slot = turn % 2
+            prompt = histories[slot] + f"\n# question {turn}\n"
+            found = greedy(client, prompt, 24, cache_prompt=True, id_slot=slot)
+            assert_same(plain, prompt, greedy(plain, prompt, 24), found)
+            if turn > 1:
+                assert found.timings.prompt_n < 0.2 * found.n_prompt
+            histories[slot] = prompt + f"answer {turn}\n"
+            assert held(client)["shared"] > 0
+
+
+def test_a_conversation_decodes_only_what_is_new(plain: Client, drafting: Client) -> None:
+    """Each turn takes back what was generated, as an agent does with its reasoning, and puts a shorter answer there."""
+    history = "".join(PROMPTS) * 2
+    drafting.erase_slot(0)
+    for turn in range(6):
+        n_known = len(drafting.tokenize(history))
+        prompt = history + f"\n# question {turn}\n"
+        found = greedy(drafting, prompt, 24, cache_prompt=True)
+        assert_same(plain, prompt, greedy(plain, prompt, 24), found)
+        if turn > 0:
+            assert found.timings.prompt_n <= found.n_prompt - n_known + 8 + 16
+        history = prompt + f"answer {turn}\n"
+
+
+# thinks behind every header, and the next prompt has an answer there
+TEMPLATE = """\
+{%- for message in messages -%}
+<|endoftext|>{{ message.role }}
+{{ message.content }}
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|endoftext|>assistant
+<think>
+The question is:
+{% endif -%}"""
+
+
+def n_decoded_and_new(server: Server, turn: Callable[[Client, str], tuple[str, Completion]]) -> list[tuple[int, int]]:
+    """Of each turn: tokens of the prompt that were decoded, and those behind what it has in common with the one before."""
+    client, last, counts = server.client(), list[int](), []
+    for number in range(6):
+        lines = [f"x{i} = {i * number}\n" for i in range(10 if number > 1 else 40)]
+        text, done = turn(client, f"Step {number}: " + "".join(lines))
+        prompt = client.tokenize(text)
+        n_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, last, strict=False)))
+        counts.append((done.timings.prompt_n, len(prompt) - n_common))
+        last = prompt
+    return counts
+
+
+@pytest.mark.parametrize("flags", [(), ("--skip-chat-parsing",)], ids=["roles", "only the generation prompt"])
+def test_a_chat_whose_reasoning_is_stripped_decodes_what_is_new(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """From the second turn on, whether or not the server can tell the roles of the template apart."""
+    (tmp_path / "template").write_text(TEMPLATE)
+    messages = []
+
+    def turn(client: Client, question: str) -> tuple[str, Completion]:
+        messages.append({"role": "user", "content": question})
+        prompt = requests.post(f"{client.url}/apply-template", json={"messages": messages}, timeout=60).json()["prompt"]
+        body = {"messages": messages, "max_tokens": 16, "temperature": 0}
+        answer = requests.post(f"{client.url}/v1/chat/completions", json=body, timeout=60).json()
+        messages.append({"role": "assistant", "content": f"Step {len(messages)} is done."})
+        return prompt, Completion.parse({"content": "", "stop": True, **answer})
+
+    template = ("--jinja", "--chat-template-file", str(tmp_path / "template"))
+    with start(llamackpt.default_model(), *template, *flags, n_ctx=4096) as server:
+        turns = n_decoded_and_new(server, turn)
+    header = 6  # <|endoftext|>assistant
+    assert all(new <= decoded <= new + header for decoded, new in turns)
+    assert sum(decoded for decoded, _ in turns[1:]) <= 1.05 * sum(new for _, new in turns[1:])
+
+
+def test_a_turn_takes_two_decodes_to_its_first_token(hybrid: Path, tmp_path: Path) -> None:
+    """What is new and the header of the answer: the end of the last answer has no batch of its own, up to 64 tokens."""
+    (tmp_path / "template").write_text(TEMPLATE)
+    messages = [{"role": "user", "content": "".join(PROMPTS)}]
+
+    def turn(client: Client) -> dict[str, int]:
+        body = {"messages": messages, "max_tokens": 1, "temperature": 0}
+        timings: dict[str, int] = requests.post(f"{client.url}/v1/chat/completions", json=body, timeout=60).json()["timings"]
+        return timings
+
+    with start(hybrid, "--jinja", "--chat-template-file", str(tmp_path / "template"), n_ctx=4096) as server:
+        client = server.client()
+        turn(client)
+        for number, answer in enumerate(("Done.", "Done.", "".join(PROMPTS), "Done.")):
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": f"{number}: {PROMPTS[1]}"}]
+            took = counted(client, lambda: turn(client))["llamacpp:n_decode_total"]
+            assert took == (2 if answer == "Done." else 3)
+        messages[-1]["content"] = PROMPTS[2]  # another question instead of the last one
+        assert turn(client)["prompt_n"] < len(client.tokenize(PROMPTS[2])) + 64
+
+
+def test_a_raw_conversation_whose_reasoning_is_stripped_decodes_what_is_new(plain: Client, hybrid: Path) -> None:
+    """From the third turn on: nobody says where the answer starts, so the server has to see it once."""
+    history = [""]
+
+    def turn(client: Client, question: str) -> tuple[str, Completion]:
+        history.append(f"{history[-1]}\nuser: {question}")
+        prompt = history[-1] + "\nassistant: Let me think, step by step, about the numbers.\n"
+        done = greedy(client, prompt, 16, cache_prompt=True)
+        assert_same(plain, prompt, greedy(plain, prompt, 16), done)
+        history[-1] += "\nassistant: done.\n"
+        return prompt, done
+
+    with start(hybrid, n_ctx=4096) as server:
+        turns = n_decoded_and_new(server, turn)
+    assert turns[1][0] > 1.5 * turns[1][1]
+    assert all(new <= decoded <= new + 4 for decoded, new in turns[2:])
+
+
+def test_a_prompt_that_differs_in_the_last_token_of_a_checkpoint_has_none_of_it(plain: Client, hybrid: Path) -> None:
+    """The second prompt leaves a checkpoint of 91 tokens behind, the others have another one as the last of these."""
+    tokens = plain.tokenize("".join(PROMPTS) * 2)
+    same, changed = tokens[:91], tokens[:90] + tokens[200:201]
+    assert same != changed
+    prompts = [same + tokens[91:94], same + tokens[300:304], changed + tokens[30:60], changed + tokens[120:128]]
+    with start(hybrid) as server:
+        for prompt in prompts:
+            found = server.client().completion(prompt, max_tokens=24, temperature=0)
+            expected = plain.completion(prompt, max_tokens=24, temperature=0, cache_prompt=False)
+            assert found.tokens == expected.tokens
+        assert found.timings.cache_n == 90
+
+
+def test_a_checkpoint_that_is_used_comes_back_to_the_device(plain: Client, hybrid: Path) -> None:
+    """A long conversation pushes it to the host, then others start where it is."""
+    with start(hybrid, "--checkpoint-min-step", "1", n_ctx=4096) as server:
+        client = server.client()
+        history = in_turns(client, 6)
+        assert held(client)["host"] > 0
+        first = history[: history.index("# 1\n")]
+        for end in ("# one\n", "# another\n"):
+            found = greedy(client, first + end, 24, cache_prompt=True)
+            assert found.timings.prompt_n < 16
+            assert client.metrics()["llamacpp:checkpoint_held_count"] == 1  # the prompt is too short for a new one
+            assert_same(plain, first + end, greedy(plain, first + end, 24), found)
+
+
+def test_a_prompt_of_other_adapters_is_not_reused(hybrid: Path, tmp_path: Path) -> None:
+    """Whether they were of the request before or of the server; one of its own, or the default, comes after."""
+    prompt = "".join(PROMPTS)
+    asked: list[dict[str, object]] = [{}, {"lora": [{"id": 0, "scale": 0.0}]}]
+    with start(hybrid, "--lora", str(write_lora(tmp_path / "lora.gguf"))) as server:
+        client = server.client()
+
+        def ask(body: dict[str, object], cache: bool = True) -> str:
+            return client.completion(prompt, max_tokens=24, temperature=0, cache_prompt=cache, **body).text
+
+        adapted, plain = (ask(body, False) for body in asked)
+        assert adapted != plain
+        for body, expected in zip(asked * 2, (adapted, plain) * 2, strict=True):
+            assert ask(body) == expected
+        client._json("POST", "/lora-adapters", [{"id": 0, "scale": 1.0}])
+        assert ask({}) == adapted
+        client._json("POST", "/lora-adapters", [{"id": 0, "scale": 0.0}])
+        assert ask({}) == plain
+
+
+@pytest.mark.parametrize("flags", [(), ("--ckpt-device-mem", "0")], ids=["device", "host"])
+@pytest.mark.parametrize("arch", ["lfm2-dense", "deepseek4-moe"])
+def test_a_window_beside_a_state_that_cannot_go_back_decodes_what_is_new(
+    archs: Path, arch: str, flags: tuple[str, ...]
+) -> None:
+    """A window of 32 tokens: where the sequence ends, and at each checkpoint, it is all there."""
+    with start(archs / f"{arch}.gguf", "--ubatch-size", "16", *flags, n_ctx=256) as server:
+        client = server.client()
+
+        def ask(prompt: list[int], cache: bool = True) -> Completion:
+            return client.completion(prompt, max_tokens=6, temperature=0, ignore_eos=True, cache_prompt=cache)
+
+        prompt, asked = [1 + 7 * i % 100 for i in range(100)], []
+        for turn in range(6):
+            done = ask(prompt)
+            asked.append((prompt, done))
+            assert turn == 0 or done.timings.prompt_n <= 6
+            prompt = prompt + done.tokens + [5, 6, 7, 8, 9 + turn]
+        last = prompt[: len(prompt) - 11]  # as the last one was
+        for end in ([], [3], [3, 4, 5], [90] * 4):
+            asked.append((last + end, ask(last + end)))
+            assert asked[-1][1].timings.prompt_n <= 8
+        back = asked[2][0] + [11, 12]  # before all that was decoded since
+        asked.append((back, ask(back)))
+        for prompt, done in asked:
+            assert ask(prompt, cache=False).tokens == done.tokens
+
+
+def test_a_prompt_of_other_adapters_does_not_come_back_from_the_host(hybrid: Path, tmp_path: Path) -> None:
+    """The slot's prompts wait in host memory for each other, each for a request with its adapters."""
+    prompts = ["".join(PROMPTS), "".join(reversed(PROMPTS))]
+    asked = [{"lora": [{"id": 0, "scale": scale}]} for scale in (1.0, 0.0)]
+    with start(hybrid, "--lora", str(write_lora(tmp_path / "lora.gguf")), "--cache-ram", "64") as server:
+        client = server.client()
+
+        def ask(prompt: str, body: dict[str, list[dict[str, float]]], cache: bool = True) -> Completion:
+            return client.completion(prompt, max_tokens=16, temperature=0, cache_prompt=cache, **body)
+
+        expected = [[ask(prompt, body, False).text for body in asked] for prompt in prompts]
+        assert expected[0][0] != expected[0][1] and expected[1][0] != expected[1][1]
+        for turn in range(8):
+            prompt, body = turn % 2, turn // 2 % 2
+            found = ask(prompts[prompt], asked[body])
+            assert found.text == expected[prompt][body]
+        assert found.timings.prompt_n < 16  # from the host
+
+
+def test_two_conversations_in_turn_on_one_slot_keep_apart(plain: Client, hybrid: Path) -> None:
+    """The slot's prompts wait in host memory for each other, with their checkpoints."""
+    histories = ["".join(PROMPTS) * 2, "".join(reversed(PROMPTS)) * 2]
+    with start(hybrid, *DRAFTS, "--cache-ram", "64") as server:
+        client = server.client()
+        for turn in range(8):
+            prompt = histories[turn % 2] + f"\n# question {turn}\n"
+            found = greedy(client, prompt, 24, cache_prompt=True)
+            assert_same(plain, prompt, greedy(plain, prompt, 24), found)
+            if turn > 1:
+                assert found.timings.prompt_n < 0.2 * found.n_prompt
+            histories[turn % 2] = prompt + f"answer {turn}\n"
+
+
+def test_checkpoints_give_way_when_the_context_is_full(plain: Client, hybrid: Path) -> None:
+    """Each prompt leaves another branch behind, with its checkpoints and what they hold of the context."""
+    with start(hybrid, *DRAFTS, n_ctx=512) as server:
+        client = server.client()
+        for turn in range(8):
+            prompt = PROMPTS[0] + "".join(PROMPTS[(turn + i) % 8] for i in range(1, 8)) + f"# {turn}\n"
+            assert 200 < len(plain.tokenize(prompt)) < 280
+            found = greedy(client, prompt, 220, cache_prompt=True)
+            assert len(found.tokens) == 220 or found.stop == "eos"
+            assert_same(plain, prompt, greedy(plain, prompt, 220), found)
+        (slot,) = client.slots()
+        assert slot.n_tokens <= 512
+
+
+@pytest.mark.parametrize("cache", ["--kv-unified", "--no-kv-unified"])
+def test_checkpoints_keep_to_their_memory(plain: Client, hybrid: Path, cache: str) -> None:
+    """One state is 114 KiB. The device has room for some, then the host for some, then the least useful go."""
+    flags = ("--ckpt-device-mem", "1", "--ckpt-host-mem", "1", "--checkpoint-min-step", "1", cache)
+    delimiters = [{"role": "user", "delimiter": "<|endoftext|>user"}]
+    with start(hybrid, *DRAFTS, *flags, n_ctx=8192, parallel=2) as server:
+        client = server.client()
+        prompts = ["", ""]
+        for turn in range(48):
+            slot = turn % 2
+            prompts[slot] += f"<|endoftext|>user\n{PROMPTS[turn % 8]}# {turn}\n"
+            found = greedy(client, prompts[slot], 4, cache_prompt=True, id_slot=slot, message_delimiters=delimiters)
+            now = held(client)
+            assert now["device"] == 0  # no copies there
+            assert now["host"] <= 2**20
+        assert now["shared"] > 0.5 * 2**20
+        assert now["host"] > 0.5 * 2**20
+        assert found.timings.prompt_n < 100
+        for prompt in prompts:
+            last = prompt[-2000:]
+            assert_same(plain, last, greedy(plain, last, 4), greedy(client, last, 4))
+
+
+def test_timings_and_metrics_say_what_checkpoints_did(hybrid: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with start(hybrid, *DRAFTS, log=log, env={"LLAMA_TRACE": "1"}) as server:
+        client = server.client()
+        prompt = "".join(PROMPTS)
+        first = greedy(client, prompt, 40, cache_prompt=True).timings
+        again = greedy(client, prompt + "# else\n", 40, cache_prompt=True).timings
+        metrics = client.metrics()
+    assert (first.cache_miss_reason, first.cache_n, first.cache_miss_n) == ("", 0, 0)
+    assert (again.cache_miss_reason, 0 < again.cache_miss_n < 8) == ("checkpoint_before", True)
+    assert again.cache_n > 0.9 * again.prompt_n
+    assert first.checkpoint_save_n >= first.checkpoint_restore_n > 0
+    for what in ("save", "restore"):
+        total = sum(timings.raw[f"checkpoint_{what}_n"] for timings in (first, again))
+        assert metrics[f"llamacpp:checkpoint_{what}_count"] == total
+        assert metrics[f"llamacpp:checkpoint_{what}_seconds_total"] > 0
+    assert metrics["llamacpp:checkpoint_hits_total"] == 1
+    assert metrics['llamacpp:checkpoint_misses_total{reason="slot_empty"}'] == 1
+    # one decode a round: each draft is checked once, and what is left of it is decoded with the next one
+    assert log.read_text().count(" draft tokens") == metrics["llamacpp:spec_decode_num_drafts_total"]
+
+
+@pytest.mark.parametrize("flags", [("--ckpt-device-mem", "0"), ("--ckpt-device-mem", "0", "--ckpt-host-mem", "0")])
+def test_without_memory_for_checkpoints_answers_stay_the_same(plain: Client, hybrid: Path, flags: tuple[str, ...]) -> None:
+    with start(hybrid, *DRAFTS, *flags) as server:
+        client = server.client()
+        for prompt in PROMPTS[:4]:
+            expected = greedy(plain, prompt)
+            for cache in (False, True, True):
+                assert_same(plain, prompt, expected, greedy(client, prompt, cache_prompt=cache))
+
+
+def test_a_plain_transformer_is_served_as_before(transformer: Path, slots: Path) -> None:
+    with start(transformer) as server, start(transformer, *DRAFTS, "--slot-save-path", str(slots)) as other:
+        reference, client = server.client(), other.client()
+        rejected = 0
+        for prompt in PROMPTS:
+            expected, found = greedy(reference, prompt), greedy(client, prompt, cache_prompt=True)
+            assert_same(reference, prompt, expected, found)
+            rejected += found.timings.draft_n - found.timings.draft_n_accepted
+        assert rejected > 0
+        saved = client.save_slot(0, "transformer")
+        client.erase_slot(0)
+        assert client.restore_slot(0, "transformer").n_tokens == saved.n_tokens
+        again = greedy(client, PROMPTS[-1], cache_prompt=True)
+        assert again.timings.prompt_n <= 1
+        assert_same(reference, PROMPTS[-1], expected, again)
+
+
+def test_a_transformer_whose_context_is_shifted_goes_on_drafting(transformer: Path) -> None:
+    with start(transformer, *DRAFTS, "--context-shift", n_ctx=256) as server:
+        done = greedy(server.client(), PROMPTS[1], 600)
+        assert (len(done.tokens), done.truncated) == (600, True)
+        assert done.timings.draft_n > 0
+        assert greedy(server.client(), PROMPTS[1], 600).tokens == done.tokens
