@@ -60,6 +60,13 @@ def test_a_file_that_is_no_model_is_one_line_and_exit_code_2(content: bytes, tmp
     assert done.stderr.startswith("llamackpt: ")
 
 
+@pytest.mark.parametrize(("value", "why"), [("0", "must be 1 or more, not 0"), ("many", "must be a number, not 'many'")])
+def test_a_count_that_is_none_says_what_it_must_be(value: str, why: str) -> None:
+    done = run("generate", MODEL, "import ", "-n", value)
+    assert done.returncode == 2
+    assert why in done.stderr
+
+
 def test_a_sampling_parameter_out_of_range_is_exit_code_2() -> None:
     done = run("generate", MODEL, "x", "--top-p", "7")
     assert done.returncode == 2
