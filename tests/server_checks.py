@@ -149,6 +149,19 @@ def check_concurrent(plain: Client, server: Server, prompts: list[str], n_thread
     assert not any(slot.is_processing for slot in client.slots())
 
 
+def check_conversations(plain: Client, client: Client) -> tuple[str, Completion]:
+    """Two in turn on one slot, each going on from where it was. The last prompt, and its answer."""
+    histories = ["".join(PROMPTS) * 2, "".join(reversed(PROMPTS)) * 2]
+    for turn in range(8):
+        prompt = histories[turn % 2] + f"\n# question {turn}\n"
+        found = greedy(client, prompt, 24, cache_prompt=True)
+        assert_same(plain, prompt, greedy(plain, prompt, 24), found)
+        if turn > 1:
+            assert found.timings.prompt_n < 0.2 * found.n_prompt
+        histories[turn % 2] = prompt + f"answer {turn}\n"
+    return prompt, found
+
+
 def in_turns(client: Client, n: int, **more: object) -> str:
     """A prompt that has grown by a message each time; there is a checkpoint in front of each one."""
     delimiters = [{"role": "user", "delimiter": "<|endoftext|>user"}]

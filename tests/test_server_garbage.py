@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 import requests
-from server_checks import PROMPTS, assert_same, greedy, held, start
+from server_checks import PROMPTS, WILD, assert_same, greedy, held, start
 
 from llamackpt.errors import RequestError
 from llamackpt.server import Client, Completion, Server
-
-DRAFTS = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "1", "--spec-ngram-simple-size-m", "8")
 
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 7, 2**31 - 1, -(2**31), 2**40, -(2**63), 1e308, -0.5, float("nan"), "", "x", "../../x",
@@ -71,7 +69,7 @@ def test_requests_that_wait_are_answered_whatever_the_one_before_them_does(hybri
 def test_garbage_ends_nothing_but_itself(plain: Client, hybrid: Path, tmp_path: Path, seed: int) -> None:
     """Several clients at once, some of whom leave before their answer; then the server answers as on its first day."""
     flags = ("--cache-ram", "64", "--ctx-checkpoints", "4", "--slot-save-path", str(tmp_path), "-b", "64", "-ub", "32")
-    with start(hybrid, *DRAFTS, *flags, n_ctx=1536, parallel=3) as server:
+    with start(hybrid, *WILD, *flags, n_ctx=1536, parallel=3) as server:
         with ThreadPoolExecutor(4) as pool:
             done = list(pool.map(lambda i: send(server, tmp_path, random.Random(f"{seed} {i}")), range(400)))
         assert server.returncode is None, server.log_lines()

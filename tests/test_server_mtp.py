@@ -20,6 +20,7 @@ from server_checks import (
     assert_same,
     check_answers,
     check_concurrent,
+    check_conversations,
     check_grammar,
     check_left,
     check_seed,
@@ -192,16 +193,9 @@ def test_several_answers_to_one_prompt_are_each_what_one_would_be(plain: Client,
 @pytest.mark.parametrize("flags", [MTP, MIXED_1], ids=["3", "mixed 1"])
 def test_a_conversation_goes_on_from_its_checkpoints(plain: Client, mtp: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     """Over two conversations in turn on one slot, and over a slot file."""
-    histories = ["".join(PROMPTS) * 2, "".join(reversed(PROMPTS)) * 2]
     with start(mtp, *flags, "--cache-ram", "64", "--slot-save-path", str(tmp_path)) as server:
         client = server.client()
-        for turn in range(8):
-            prompt = histories[turn % 2] + f"\n# question {turn}\n"
-            found = greedy(client, prompt, 24, cache_prompt=True)
-            assert_same(plain, prompt, greedy(plain, prompt, 24), found)
-            if turn > 1:
-                assert found.timings.prompt_n < 0.2 * found.n_prompt
-            histories[turn % 2] = prompt + f"answer {turn}\n"
+        prompt, found = check_conversations(plain, client)
         assert held(client)["host"] < 8 * 114 * 2**10  # states that made room; of what the block holds, nothing
         client.save_slot(0, "one")
         client.erase_slot(0)

@@ -13,6 +13,7 @@ from server_checks import (
     DRAFTS,
     PROMPTS,
     assert_same,
+    check_conversations,
     counted,
     greedy,
     held,
@@ -239,16 +240,8 @@ def test_a_prompt_of_other_adapters_does_not_come_back_from_the_host(hybrid: Pat
 
 def test_two_conversations_in_turn_on_one_slot_keep_apart(plain: Client, hybrid: Path) -> None:
     """The slot's prompts wait in host memory for each other, with their checkpoints."""
-    histories = ["".join(PROMPTS) * 2, "".join(reversed(PROMPTS)) * 2]
     with start(hybrid, *DRAFTS, "--cache-ram", "64") as server:
-        client = server.client()
-        for turn in range(8):
-            prompt = histories[turn % 2] + f"\n# question {turn}\n"
-            found = greedy(client, prompt, 24, cache_prompt=True)
-            assert_same(plain, prompt, greedy(plain, prompt, 24), found)
-            if turn > 1:
-                assert found.timings.prompt_n < 0.2 * found.n_prompt
-            histories[turn % 2] = prompt + f"answer {turn}\n"
+        check_conversations(plain, server.client())
 
 
 def test_checkpoints_give_way_when_the_context_is_full(plain: Client, hybrid: Path) -> None:
