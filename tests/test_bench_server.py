@@ -21,6 +21,7 @@ def test_all_rows_are_there_with_the_same_program_on_both_sides(tmp_path: Path, 
     monkeypatch.setattr(run_server, "N_TURNS", 3)
     monkeypatch.setattr(run_server, "N_ROUNDS", 20)
     monkeypatch.setattr(run_server, "N_RESTORED", 200)
+    monkeypatch.setattr(run_server, "N_UNUSED", 1)
     bench = run_server.measure_server(
         str(llamackpt.default_model()), tmp_path, stock=str(server_program()), runs=2, n_tokens=32, n_history=400,
         flags=["--threads", "1"],

@@ -10,11 +10,12 @@ from .. import default_model
 from ..model import Model
 from .server import TEXTS, Bench, Setup, describe, find_stock, measure_rejection, measure_speculation
 from .server_prompts import MARKERS, measure_conversation, measure_restore
+from .server_unused import measure_unused
 from .widen import widen
 
 __all__ = ["measure_server"]
 
-N_TURNS, N_ROUNDS, N_RESTORED = 20, 1000, 512
+N_TURNS, N_ROUNDS, N_RESTORED, N_UNUSED = 20, 1000, 512, 30
 
 
 def measure_server(
@@ -49,7 +50,7 @@ def measure_server(
         heavy = directory / "wide.gguf"
         _progress("writing the model")
         widen(light, heavy)
-    bench = Bench(details={"model": describe(heavy), "model of the conversation and the rejection": describe(light)})
+    bench = Bench(details={"model": describe(heavy), "model of the rest": describe(light)})
     setup = Setup(program, directory, tuple(flags), draft, rpc)
     measure_speculation(bench, setup, heavy, runs, n_tokens, _progress)
     measure_restore(bench, setup, heavy, N_RESTORED, 3, directory, _progress)
@@ -58,6 +59,7 @@ def measure_server(
     for marker in MARKERS:
         measure_conversation(bench, setup, light, architecture, n_history, N_TURNS, marker, _progress)
     measure_rejection(bench, setup, light, N_ROUNDS, _progress)
+    measure_unused(bench, setup, light, architecture, N_UNUSED, _progress)
     return bench
 
 

@@ -28,6 +28,7 @@ N_PROMPT = 128
 N_ROUNDS = "llamacpp:spec_decode_num_drafts_total"
 TIE = 0.1  # nats; q8_0 models differ by so much when the shape of a batch changes
 NO_STOCK = "no stock server: ./build.sh stock, or --stock PROGRAM"
+DIVISOR = "is the divisor"
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,11 @@ def prompts(client: Client, n: int) -> list[list[int]]:
     return [client.tokenize(text)[:N_PROMPT] for text in texts(8 * N_PROMPT, n)]
 
 
+def context_size(architecture: str, n_ctx: int) -> tuple[str, ...]:
+    """Flags of llama-server: a context of this size, also where the model was trained on a shorter one."""
+    return ("--ctx-size", f"{n_ctx}", "--override-kv", f"{architecture}.context_length=int:{n_ctx}")
+
+
 def medians(values: dict[str, list[float]]) -> dict[str, float]:
     return {key: statistics.median(one) for key, one in values.items()}
 
@@ -160,7 +166,7 @@ def measure_speculation(
     bench.add("drafted", f"tokens a second with n-gram drafts of up to {setup.draft}, median of the texts", "1/s", speeds)
     if ratios:
         ratio = {"patched": statistics.median(ratios)}
-        bench.add("drafted / stock", "the same, patched over stock text by text, median", "", ratio, "is the divisor")
+        bench.add("drafted / stock", "the same, patched over stock text by text, median", "", ratio, DIVISOR)
     accepted = {name: _share(detail, name) for name in names}
     bench.add("accepted", "share of the drafted tokens that were right", "", accepted)
     bench.add("decodes a round", "decodes that check a draft, or repeat what is left of it, for each draft", "",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..server import Client, Server
-from .server import Bench, Setup, medians, texts
+from .server import Bench, Setup, context_size, medians, texts
 
 __all__ = ["MARKERS", "measure_conversation", "measure_restore"]
 
@@ -72,8 +72,7 @@ def measure_conversation(
     n_ctx = n_history + n_turns * 160 + 1024
     template = setup.logs / "template.jinja"
     template.write_text(TEMPLATE.replace("MARKER", MARKERS[marker]))
-    flags = ("--ctx-size", str(n_ctx), "--override-kv", f"{architecture}.context_length=int:{n_ctx}",
-             "--jinja", "--chat-template-file", f"{template}")  # fmt: skip
+    flags = (*context_size(architecture, n_ctx), "--jinja", "--chat-template-file", f"{template}")
     material = "\n".join(texts(10**6))
     first_ms: dict[str, list[float]] = {}
     decoded: dict[str, int] = {}
