@@ -1,4 +1,4 @@
-"""The options of a context, checked, as llama.cpp wants them."""
+"""The options of a model and of a context, checked, as llama.cpp wants them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ._ffi import lib
 
-__all__ = ["check_range", "context_params"]
+__all__ = ["SPLIT_MODES", "check_range", "choice", "context_params"]
 
 _MAX_SEQ = 256
 _CACHE_TYPES = {
@@ -16,6 +16,12 @@ _CACHE_TYPES = {
     "bf16": lib.GGML_TYPE_BF16,
     "q8_0": lib.GGML_TYPE_Q8_0,
     "q4_0": lib.GGML_TYPE_Q4_0,
+}
+SPLIT_MODES = {
+    "none": lib.LLAMA_SPLIT_MODE_NONE,
+    "layer": lib.LLAMA_SPLIT_MODE_LAYER,
+    "row": lib.LLAMA_SPLIT_MODE_ROW,
+    "tensor": lib.LLAMA_SPLIT_MODE_TENSOR,
 }
 _FLASH = {
     "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -58,9 +64,9 @@ def context_params(
     params.n_seq_max, params.n_rs_seq = n_seq_max, n_rs_seq
     params.n_threads = params.n_threads_batch = n_threads
     params.kv_unified, params.offload_kqv, params.swa_full = kv_unified, offload_kqv, swa_full
-    params.flash_attn_type = _choice("flash_attn", flash_attn, _FLASH)
-    params.type_k = _choice("type_k", type_k, _CACHE_TYPES)
-    params.type_v = _choice("type_v", type_v, _CACHE_TYPES)
+    params.flash_attn_type = choice("flash_attn", flash_attn, _FLASH)
+    params.type_k = choice("type_k", type_k, _CACHE_TYPES)
+    params.type_v = choice("type_v", type_v, _CACHE_TYPES)
     params.no_perf = False
     return params
 
@@ -76,7 +82,8 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name} is {low} to {high}, not {value}")
 
 
-def _choice(name: str, value: Any, choices: dict[Any, int]) -> int:
+def choice(name: str, value: Any, choices: dict[Any, int]) -> int:
+    """What llama.cpp calls `value`. Raises ValueError if it is none of them."""
     if value not in choices:
         raise ValueError(f"{name} is one of {', '.join(map(str, choices))}, not {value!r}")
     return choices[value]

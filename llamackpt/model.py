@@ -8,13 +8,14 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from . import log
 from ._ffi import ffi, lib
+from ._params import SPLIT_MODES, choice
 from ._remote import remote_devices
 from .errors import ClosedError, LlamaError, ModelLoadError
 from .vocab import Vocab
@@ -51,6 +52,7 @@ class Model:
 
     path:         of the file; of a split model, of its first part.
     n_gpu_layers: how many layers go to the GPU, negative for all of them. Without a GPU it has no effect.
+    split_mode:   how several GPUs share it: "none" (one has it all), "layer", "row" or "tensor" (llama-server's --split-mode).
     use_mmap:     map the file rather than read it.
     vocab_only:   load no weights: tokenize() and metadata work, context() does not.
     rpc:          "host:port" of each ggml-rpc-server whose devices hold the layers, rather than those of this machine.
@@ -64,6 +66,7 @@ class Model:
         path: str | os.PathLike[str],
         *,
         n_gpu_layers: int = -1,
+        split_mode: Literal["none", "layer", "row", "tensor"] = "layer",
         use_mmap: bool = True,
         vocab_only: bool = False,
         rpc: Sequence[str] = (),
@@ -77,6 +80,7 @@ class Model:
 
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
+        params.split_mode = choice("split_mode", split_mode, SPLIT_MODES)
         params.load_mode = lib.LLAMA_LOAD_MODE_AUTO if use_mmap else lib.LLAMA_LOAD_MODE_NONE
         params.vocab_only = vocab_only
         devices = remote_devices(rpc)

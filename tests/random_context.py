@@ -34,8 +34,8 @@ class Run:
         self.memory = Memory(kind, unified=unified and not kind.streams)
         self.spare = (0, 1, 3, 6)[config >> 1 & 3]
         self.ctx = model.context(
-            n_ctx=N_CTX, n_batch=64, n_ubatch=8, n_seq_max=N_SEQ, checkpoints=self.spare, n_threads=1, flash_attn=False,
-            type_k="f32", type_v="f32",
+            n_ctx=N_CTX, n_batch=64, n_ubatch=8, n_seq_max=N_SEQ, checkpoints=self.spare, n_threads=1,
+            flash_attn=kind.flash_attn, type_k="f32", type_v="f32",
             kv_unified=unified, n_rs_seq=4 * (config >> 3 & 1),
         )  # fmt: skip
         self.done: Counter[str] = Counter()
@@ -126,15 +126,15 @@ class Run:
         if tier == "host" or not supported:
             return {"host"}
         if self.kind.tokens and full and (self.kind.index or self.kind.streams):
-            return {"device"}
+            return {self.kind.copies}
         if self.kind.window or (self.kind.tokens and not self.kind.exact):
-            return {"shared", "device"}
+            return {"shared", self.kind.copies}
         if not self.kind.recurrent:
             return {"shared"}
         if tier == "device":
-            return {"device"}
+            return {self.kind.copies}
         n_shared = sum(ck.tier == "shared" and not ck.stale and ck.state.pos >= 0 for ck in self.memory.saved)
-        return {"shared"} if n_shared < self.spare else {"shared", "device"}
+        return {"shared"} if n_shared < self.spare else {"shared", self.kind.copies}
 
     def _pick(self, a: int) -> Saved | None:
         return self.memory.saved[a % len(self.memory.saved)] if self.memory.saved else None
@@ -151,8 +151,6 @@ class Run:
         copies = ck.full and not ck.written and self.kind.tokens and not self.memory.unified and seq != ck.seq
         fits = (not ck.written and not copies) or self.memory.fits({seq: len(ck.state.cells)}, without=seq)
         alone = self.memory.is_alone(seq)
-        if not fits and not alone and not self.kind.shares_full and self._excluded("restore-full"):
-            return None
         try:
             ck.handle.restore(seq)
         except CheckpointMemoryError:
@@ -365,7 +363,7 @@ class Run:
             for ck in self.memory.saved:  # the cache of the sequence is overwritten
                 if ck.seq == dst and ck.holds_cells and ck.state.pos >= 0:
                     ck.tier, ck.written = ck.handle.tier, ck.handle.nbytes_host > 0
-                    if ck.tier != "device" or not ck.written:
+                    if ck.tier != self.kind.copies or not ck.written:
                         raise Mismatch(f"a full checkpoint is {ck.tier} after its cells were overwritten")
         self.memory.seqs[dst] = state
 

@@ -17,6 +17,7 @@ class Kind:
     exact:     other sequences that are moved make a checkpoint stale only if they share its tokens; else, if in doubt.
     shift:     positions can be shifted.
     middle:    tokens in the middle can be removed.
+    devices:   its tensors are split over so many, each a ggml-rpc-server of its own.
     share:     of the operations, the weight of this model.
     bound:     NMSE of logits that were computed in other batches.
     """
@@ -31,13 +32,19 @@ class Kind:
     exact: bool = False
     shift: bool = True
     middle: bool = True
+    devices: int = 0
     share: int = 4
     bound: float = 1e-9
 
     @property
-    def shares_full(self) -> bool:
-        """A full checkpoint can be in the cells of the sequence."""
-        return not self.index and not self.streams
+    def copies(self) -> str:
+        """The tier of what cannot be shared: nothing copies within the memory of split tensors."""
+        return "host" if self.devices else "device"
+
+    @property
+    def flash_attn(self) -> bool:
+        """llama.cpp wants it where tensors are split. Without it, results depend less on how a batch is made up."""
+        return self.devices > 0
 
 
 # what is left out, and why; random_ops.py --include NAME shows each
@@ -47,7 +54,6 @@ EXCLUDED = {
     "snapshots-window": "llama.cpp rolls back though tokens that are in the window again may be gone",
     "keep-streams": "llama.cpp's seq_keep() with kv_unified=False removes nothing but the sequence itself from its own cache",
     "middle-kpool": "llama.cpp computes NaN with GLM 5 after tokens in the middle of a sequence were removed",
-    "restore-full": "as restores of full checkpoints cannot be shared, one that does not fit loses tokens that were shared",
     "state-moved": "llama.cpp's serialised state lacks the copies and shifts that the next decode is going to make",
 }
 KINDS = {
@@ -58,6 +64,8 @@ KINDS = {
         Kind("recurrent", "rwkv7", tokens=False, recurrent=True, share=12),
         Kind("recurrent-mamba", "mamba2-dense", tokens=False, recurrent=True, share=8),
         Kind("hybrid", "qwen35-dense", recurrent=True, exact=True, shift=False, share=14),
+        Kind("hybrid-split", "qwen35-dense", recurrent=True, exact=True, shift=False, devices=2, share=2, bound=1e-4),
+        Kind("hybrid-iswa-split", "lfm2-dense", recurrent=True, window=True, shift=False, devices=2, share=2, bound=1e-4),
         Kind("hybrid-falcon", "falcon-h1-dense", recurrent=True, exact=True, share=8),
         Kind("hybrid-jamba", "jamba-dense", recurrent=True, exact=True, share=4),
         Kind("hybrid-iswa", "lfm2-dense", recurrent=True, window=True, shift=False, share=12),

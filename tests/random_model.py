@@ -180,9 +180,12 @@ class Memory:
 class Oracle:
     """Logits of a history, computed in contexts that hold a single sequence and never see a checkpoint."""
 
-    def __init__(self, model: llamackpt.Model, n_slots: int = 6) -> None:
+    def __init__(self, model: llamackpt.Model, n_slots: int = 6, n_seq_max: int = 1, flash_attn: bool = False) -> None:
         self._contexts = [
-            model.context(n_ctx=N_CTX, n_batch=64, n_ubatch=64, n_threads=1, flash_attn=False, type_k="f32", type_v="f32")
+            model.context(
+                n_ctx=N_CTX, n_batch=64, n_ubatch=64, n_seq_max=n_seq_max, n_threads=1, flash_attn=flash_attn,
+                type_k="f32", type_v="f32",
+            )  # fmt: skip
             for _ in range(n_slots)
         ]
         self._held: list[tuple[Event, ...]] = [()] * n_slots

@@ -9,6 +9,7 @@ It does not know what the operations do: see random_context.py.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -33,6 +34,7 @@ from random_model import Oracle
 from rwkv_gguf import write_rwkv7
 
 import llamackpt
+from llamackpt.bench.rpc_server import rpc_server
 
 Op = tuple[str, int, int, int]
 
@@ -60,8 +62,14 @@ class Bench:
         path = self.directory / f"{self.kind.model}.gguf"
         if self.kind.model == "rwkv7" and not path.exists():
             write_rwkv7(path)
-        self.model = llamackpt.Model(telling(path))
-        self.oracle = Oracle(self.model)
+        self.servers = contextlib.ExitStack()
+        if self.kind.devices:
+            rpc = [self.servers.enter_context(rpc_server("-t", "1")) for _ in range(self.kind.devices)]
+            self.model = llamackpt.Model(telling(path), rpc=rpc, split_mode="tensor")
+        else:
+            self.model = llamackpt.Model(telling(path))
+        # llama.cpp cannot split the state of a context for one sequence
+        self.oracle = Oracle(self.model, n_seq_max=2 if self.kind.devices else 1, flash_attn=self.kind.flash_attn)
 
     def run(self, config: int, ops: list[Op]) -> None:
         """Raises what goes wrong."""
@@ -78,6 +86,7 @@ class Bench:
 
     def close(self) -> None:
         self.model.close()
+        self.servers.close()
 
 
 def telling(path: Path) -> Path:

@@ -1,8 +1,9 @@
 """A client of a ggml-rpc-server, in a process of its own: llama.cpp aborts the process when its server is gone.
 
-    python tests/rpc_session.py PORT MODEL TIER FULL
+    python tests/rpc_session.py PORT[,PORT...] MODEL TIER FULL
 
 saves, restores and forks there, and prints as JSON what came of it. The bytes between the two are counted on their way.
+Over several servers each tensor is split.
 """
 
 from __future__ import annotations
@@ -53,9 +54,14 @@ class Counter:
         return before
 
 
-def session(port: int, path: str, tier: str, full: bool) -> dict[str, Any]:
-    counter = Counter(port)
-    with llamackpt.Model(path, rpc=[f"127.0.0.1:{counter.port}"]) as model:
+def session(ports: list[int], path: str, tier: str, full: bool) -> dict[str, Any]:
+    counters = [Counter(port) for port in ports]
+    rpc = [f"127.0.0.1:{counter.port}" for counter in counters]
+
+    def settled() -> int:
+        return sum(counter.settled() for counter in counters)
+
+    with llamackpt.Model(path, rpc=rpc, split_mode="tensor" if len(rpc) > 1 else "layer") as model:
         prompt, draft, more = (np.random.default_rng(i).integers(0, model.n_vocab, n) for i, n in enumerate((40, 7, 3)))
 
         def fresh(seq_id: int) -> np.ndarray:
@@ -65,13 +71,13 @@ def session(port: int, path: str, tier: str, full: bool) -> dict[str, Any]:
 
         with model.context(n_ctx=256, n_seq_max=3, checkpoints=2) as ctx:
             ctx.decode(prompt)
-            start = counter.settled()
+            start = settled()
             ck = ctx.checkpoint(full=full, tier=tier)  # type: ignore[arg-type]
-            n_save = counter.settled() - start
+            n_save = settled() - start
             ctx.decode(draft)
-            start = counter.settled()
+            start = settled()
             ck.restore()
-            n_restore = counter.settled() - start
+            n_restore = settled() - start
             same = [np.array_equal(ctx.decode(more), fresh(0))]
             if full:
                 ctx.seq_rm(0)
@@ -84,4 +90,4 @@ def session(port: int, path: str, tier: str, full: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(session(int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "full")))
+    print(json.dumps(session([int(port) for port in sys.argv[1].split(",")], sys.argv[2], sys.argv[3], sys.argv[4] == "full")))

@@ -28,6 +28,12 @@ def port() -> Iterator[str]:
         yield address.rpartition(":")[2]
 
 
+@pytest.fixture(scope="module")
+def ports(port: str) -> Iterator[str]:
+    with rpc_server("-t", "2", "-d", "CPU") as address:
+        yield f"{port},{address.rpartition(':')[2]}"
+
+
 def run(port: str, path: Path, tier: str, full: bool) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(CLIENT), port, str(path), tier, "full" if full else "rollback"],
@@ -67,6 +73,20 @@ def test_a_copy_of_the_whole_state_stays_there(port: str, archs: Path, name: str
     assert result["tier"] == "device"
     assert 0 < result["save"] < result["state"] / 8
     assert 0 < result["restore"] < result["state"] / 4  # it makes a backup first
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("tier", ["auto", "device", "host"])
+@pytest.mark.parametrize("name", ["shipped", "lfm2-dense", "llama-dense"])
+def test_split_over_two_devices_it_is_shared_as_well(ports: str, archs: Path, name: str, tier: str, full: bool) -> None:
+    """What cannot be shared is on the host: nothing copies within the memory of split tensors."""
+    path = llamackpt.default_model() if name == "shipped" else archs / f"{name}.gguf"
+    result = run(ports, path, tier, full)
+    assert all(result["same"])
+    shares = tier == "auto" or (tier == "device" and name == "llama-dense")
+    assert result["tier"] == ("shared" if shares else "host")
+    if shares:
+        assert (result["save"], result["restore"]) == (0, 0)
 
 
 def test_an_address_without_a_server_is_an_error() -> None:
