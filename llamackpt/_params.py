@@ -51,6 +51,8 @@ def context_params(
     check_range("n_batch", n_batch, 1, 2**31 - 1)
     check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
     check_range("n_seq_max", n_seq_max, 1, _MAX_SEQ)
+    if n_batch < n_seq_max:  # llama.cpp aborts
+        raise ValueError(f"n_batch is n_seq_max={n_seq_max} or more, not {n_batch}")
     check_range("n_rs_seq", n_rs_seq, 0, 2**16)
     # llama.cpp's own default is four, however many there are: more threads than processors spin against each other
     n_threads = _n_processors() if n_threads is None else n_threads

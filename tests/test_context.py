@@ -150,6 +150,9 @@ def test_options_out_of_range_are_named(model: llamackpt.Model) -> None:
     for bad in ({"n_ctx": -1}, {"n_seq_max": 0}, {"n_seq_max": 257}, {"n_batch": 0}, {"n_threads": 0}, {"type_k": "f8"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             model.context(**bad)
+    with pytest.raises(ValueError, match="n_batch is n_seq_max=3 or more, not 2"):
+        model.context(n_ctx=256, n_batch=2, n_seq_max=3)
+    model.context(n_ctx=256, n_batch=3, n_seq_max=3).close()
 
 
 def test_snapshots_need_room_in_a_part_of_a_batch(model: llamackpt.Model) -> None:
