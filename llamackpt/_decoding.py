@@ -5,6 +5,7 @@ What a batch is in memory is _scratch.py's.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,11 @@ from .errors import ContextFullError, DecodeError, UnsupportedError
 
 __all__ = ["Decoding"]
 
+# llama.cpp aborts: the index of a position into the compressed keys runs past the cells
+_STARTS_AT_0 = ("deepseek4", "qwen4exp")
+
+_MAX_POS = 2**31 - 1
+
 LogitsChoice = Literal["last", "all"] | Sequence[bool] | npt.NDArray[np.bool_] | None
 
 
@@ -30,6 +36,7 @@ class Decoding(Sequences):
     n_ctx: int
     n_ubatch: int
     _n_vocab: int
+    _n_pos: int
     _one: npt.NDArray[np.int32]  # a single id, written again by each decode
     _poll: Poll
     _scratch: Scratch
@@ -71,7 +78,9 @@ class Decoding(Sequences):
             if pos is not None and pos != start:
                 if start > 0 or pos < 0:
                     raise ValueError(f"position {pos} does not follow the sequence, which goes on at {start}")
-                start = pos
+                self._check_start(pos)
+                start = operator.index(pos)
+            self._check_end(start + n)
             scratch = self._scratch
             if n <= scratch.capacity:
                 scratch.fill(ids, start, seq_id, logits)
@@ -80,6 +89,16 @@ class Decoding(Sequences):
             if memory == ffi.NULL:
                 raise ValueError(f"this model takes at most n_ubatch={self.n_ubatch} tokens, not {n}")
             return self._decode_split(gate, ids, start, seq_id, logits)
+
+    def _check_start(self, pos: int) -> None:
+        if pos > 0 and self._arch in _STARTS_AT_0:
+            raise UnsupportedError(f"a sequence of this model begins at position 0, not {pos}")
+
+    def _check_end(self, end: int) -> None:
+        if end > _MAX_POS:
+            raise ValueError(f"position {end - 1} is out of range")
+        if end > self._n_pos:
+            raise ContextFullError(f"no room for position {end - 1}: the model has learned {self._n_pos} of them")
 
     def _decode_split(
         self, gate: Gate, ids: npt.NDArray[np.int32], start: int, seq_id: int, logits: LogitsChoice
@@ -123,6 +142,9 @@ class Decoding(Sequences):
                     expected = follows.get(seq_id, 0)
                     if entry.pos < 0 or (expected > 0 and entry.pos != expected):
                         raise ValueError(f"position {entry.pos} does not follow sequence {seq_id}, at {expected}")
+                    if expected == 0:
+                        self._check_start(entry.pos)
+                    self._check_end(entry.pos + 1)
                     follows[seq_id] = entry.pos + 1
                 if len(entry.seq_ids) > 1 and (self.model.is_recurrent or self._arch == "qwen4exp"):
                     raise UnsupportedError("a token of this model belongs to one sequence; use a full checkpoint or seq_cp")

@@ -79,8 +79,6 @@ class Scratch:
     def fill(self, ids: npt.NDArray[np.int32], start: int, seq_id: int, logits: Any) -> None:
         """Consecutive tokens of one sequence."""
         n = len(ids)
-        if start + n > 2**31 - 1:
-            raise ValueError(f"position {start} is out of range")
         if not self._plain:
             self.n_seq_id[:] = 1
             self._plain = True

@@ -190,6 +190,45 @@ def test_architectures_that_abort_on_some_calls_refuse_them(archs: Path) -> None
                 ctx.decode_batch(batch)
 
 
+@pytest.mark.parametrize("arch", ["deepseek4-moe", "qwen4exp-moe"])
+def test_a_sequence_that_has_to_begin_at_0_does(arch: str, archs: Path) -> None:
+    batch = llamackpt.Batch()
+    batch.add(1, 300)
+    with llamackpt.Model(archs / f"{arch}.gguf") as model, model.context(n_ctx=512) as ctx:
+        for begin in (lambda: ctx.decode([1], pos=300), lambda: ctx.decode_batch(batch)):
+            with pytest.raises(UnsupportedError, match="begins at position 0, not 300"):
+                begin()
+        ctx.decode([1], pos=0)
+
+
+@pytest.mark.parametrize("arch", ["gpt2-dense", "mpt-dense", "starcoder-dense"])
+def test_a_table_of_positions_has_an_end(arch: str, archs: Path) -> None:
+    with llamackpt.Model(archs / f"{arch}.gguf") as model:
+        end = model.n_ctx_train
+        with model.context(n_ctx=2 * end, n_batch=32) as ctx:
+            ctx.decode([1, 2], pos=end - 3)
+            with pytest.raises(ContextFullError, match=f"learned {end}"):
+                ctx.decode([3, 4])
+            assert ctx.pos_max() == end - 2
+            assert llamackpt.generate(ctx, [3], max_tokens=5).finish == "context"
+            batch = llamackpt.Batch()
+            batch.add(3, end)
+            with pytest.raises(ContextFullError, match="learned"):
+                ctx.decode_batch(batch)
+
+
+def test_positions_out_of_range_are_refused(ctx: llamackpt.Context) -> None:
+    for pos in (2**31 - 1, 2**31, 2**40):
+        batch = llamackpt.Batch()
+        batch.add(1, pos)
+        for decode in (lambda pos=pos: ctx.decode([1], pos=pos), lambda batch=batch: ctx.decode_batch(batch)):
+            with pytest.raises(ValueError, match=f"position {pos} is out of range"):
+                decode()
+    with pytest.raises(TypeError):
+        ctx.decode([1], pos=1.5)  # type: ignore[arg-type]
+    assert ctx.pos_max() == -1
+
+
 def test_state_goes_out_and_in_and_garbage_does_not(ctx: llamackpt.Context) -> None:
     ctx.decode([1, 2, 3])
     state = ctx.state_get()
