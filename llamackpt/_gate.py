@@ -17,13 +17,17 @@ __all__ = ["Gate"]
 
 
 class Gate:
-    """`with gate:` around every call into llama.cpp. It does not wait: the second of two threads gets an error."""
+    """`with gate:` around every call into llama.cpp. It does not wait: the second of two threads gets an error.
 
-    __slots__ = ("_deleted", "_lock", "ctx", "memory")
+    model: what the context needs for as long as it lives.
+    """
 
-    def __init__(self, ctx: Any, memory: Any) -> None:
+    __slots__ = ("_deleted", "_lock", "ctx", "memory", "model")
+
+    def __init__(self, ctx: Any, memory: Any, model: Any) -> None:
         self.ctx = ctx
         self.memory = memory
+        self.model = model
         self._lock = threading.Lock()
         self._deleted: deque[int] = deque()
 
@@ -61,8 +65,7 @@ class Gate:
         if not self._lock.acquire(False):
             raise LlamaError("the context is in use by another thread and cannot be closed")
         try:
-            ctx, self.ctx, self.memory = self.ctx, None, None
-            if ctx is not None:
-                lib.llama_free(ctx)
+            self.ctx = None  # which frees it
+            self.memory = self.model = None
         finally:
             self._lock.release()

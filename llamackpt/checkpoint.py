@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from . import log
 from ._ffi import ffi, lib
+from ._owned import Handle
 from .errors import (
     CheckpointError,
     CheckpointMemoryError,
@@ -71,7 +72,7 @@ class CheckpointPerf:
         return f"CheckpointPerf({', '.join(f'{key}={value}' for key, value in vars(self).items())})"
 
 
-class Checkpoint:
+class Checkpoint(Handle):
     """The state of one sequence at one position. Made by Context.checkpoint().
 
     A rollback checkpoint goes back into its own sequence. A full one goes into any (a fork), and outlives its sequence.
@@ -183,9 +184,10 @@ class Checkpoint:
 
     def delete(self) -> None:
         """Give back what it holds. Deleting twice is fine."""
-        context, self._context = self._context, None
+        context = self._context
         if context is not None:
             context._delete_checkpoint(self._id)
+            self._context = None
 
     def __enter__(self) -> Checkpoint:
         self._owner()

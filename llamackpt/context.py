@@ -15,6 +15,7 @@ from . import log
 from ._decoding import Decoding
 from ._ffi import ffi, lib
 from ._gate import Gate
+from ._owned import Handle, owned
 from ._params import check_range, context_params
 from ._scratch import Poll, Scratch
 from .checkpoint import FLAGS, Checkpoint, CheckpointPerf, check_status
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 
-class Context(Decoding):
+class Context(Decoding, Handle):
     """The memory of up to n_seq_max sequences of a model.
 
     n_ctx:       tokens in all, 0 for what the model was trained with.
@@ -62,7 +63,7 @@ class Context(Decoding):
         offload_kqv: bool = True,
         swa_full: bool = False,
     ) -> None:
-        self._gate = Gate(None, None)
+        self._gate = Gate(None, None, None)
         self._interrupted: set[int] = set()
         self.model = model
         handle = model._handle()
@@ -83,7 +84,8 @@ class Context(Decoding):
         ctx = lib.llama_init_from_model(handle, params)
         if ctx == ffi.NULL:
             raise LlamaError("llama.cpp cannot make a context of this model with these options", log=log.reason())
-        self._gate = Gate(ctx, lib.llama_get_memory(ctx))
+        ctx = owned(ctx, lib.llama_free)
+        self._gate = Gate(ctx, lib.llama_get_memory(ctx), handle)
         model._contexts.add(self)
         self.n_ctx = int(lib.llama_n_ctx(ctx))
         self.n_batch = int(lib.llama_n_batch(ctx))

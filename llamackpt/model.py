@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from . import log
 from ._ffi import ffi, lib
+from ._owned import Handle, owned
 from ._params import SPLIT_MODES, choice
 from ._remote import remote_devices
 from .errors import ClosedError, LlamaError, ModelLoadError
@@ -47,7 +48,7 @@ def llamackpt_on_progress(progress: float, user_data: object) -> bool:
     return not state.cancelled and state.error is None
 
 
-class Model:
+class Model(Handle):
     """A GGUF file.
 
     path:         of the file; of a split model, of its first part.
@@ -73,6 +74,7 @@ class Model:
         progress: Callable[[float], bool | None] | None = None,
     ) -> None:
         self._model: Any = None
+        self._vocab: Vocab | None = None
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self.path = Path(path)
         self.vocab_only = vocab_only
@@ -103,8 +105,8 @@ class Model:
             raise ModelLoadError(f"{self.path}: loading was cancelled")
         if model == ffi.NULL:
             raise ModelLoadError(f"{self.path}: llama.cpp cannot load this model", log=log.reason())
-        self._model = model
-        self._vocab = Vocab(lib.llama_model_get_vocab(model))
+        self._model = owned(model, lib.llama_model_free)  # by its contexts as well
+        self._vocab = Vocab(lib.llama_model_get_vocab(model), self._model)
         self.n_vocab = self._vocab.n_tokens
         self.has_encoder = bool(lib.llama_model_has_encoder(model))
 
@@ -112,6 +114,12 @@ class Model:
         if self._model is None:
             raise ClosedError("the model is closed")
         return self._model
+
+    def _words(self) -> Vocab:
+        vocab = self._vocab
+        if vocab is None:
+            raise ClosedError("the model is closed")
+        return vocab
 
     # what the file says
 
@@ -179,19 +187,16 @@ class Model:
     @property
     def bos(self) -> int | None:
         """The token that begins a text, None if the vocabulary has none."""
-        self._handle()
-        return self._vocab.bos
+        return self._words().bos
 
     @property
     def eos(self) -> int | None:
         """The token that ends a text, None if the vocabulary has none."""
-        self._handle()
-        return self._vocab.eos
+        return self._words().eos
 
     def is_eog(self, token: int) -> bool:
         """Whether the token ends the generation."""
-        self._handle()
-        return self._vocab.is_eog(token)
+        return self._words().is_eog(token)
 
     def tokenize(
         self, text: str | bytes, add_special: bool = True, parse_special: bool = True
@@ -201,22 +206,18 @@ class Model:
         add_special:   add the tokens that the model expects at the ends (bos, eos).
         parse_special: read special tokens in the text, rather than their letters.
         """
-        self._handle()
-        return self._vocab.tokenize(text, add_special, parse_special)
+        return self._words().tokenize(text, add_special, parse_special)
 
     def detokenize(self, tokens: Iterable[int], remove_special: bool = False, unparse_special: bool = True) -> str:
         """The text of the tokens. Bytes that are not UTF-8 become U+FFFD."""
-        self._handle()
-        return self._vocab.detokenize(tokens, remove_special, unparse_special)
+        return self._words().detokenize(tokens, remove_special, unparse_special)
 
     def token_to_piece(self, token: int) -> bytes:
         """The bytes of one token; they can be a part of a character."""
-        self._handle()
-        return self._vocab.token_to_piece(token)
+        return self._words().token_to_piece(token)
 
     def _check_tokens(self, tokens: Iterable[int]) -> npt.NDArray[np.int32]:
-        self._handle()
-        return self._vocab.check_tokens(tokens)
+        return self._words().check_tokens(tokens)
 
     # contexts
 
@@ -232,8 +233,7 @@ class Model:
             return
         for context in list(self._contexts):
             context.close()
-        model, self._model = self._model, None
-        lib.llama_model_free(model)
+        self._model = self._vocab = None
 
     def __enter__(self) -> Model:
         self._handle()

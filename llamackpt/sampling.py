@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._ffi import ffi, lib
+from ._owned import Handle, owned
 from .errors import ClosedError, LlamaError
 
 Logits = npt.NDArray[np.float32]
@@ -29,12 +31,12 @@ if ffi.sizeof("llama_token_data") != _TOKEN_DATA.itemsize:  # pragma: no cover
     raise ImportError("llama_token_data has another layout in this build of llama.cpp")
 
 
-class Sampler:
+class Sampler(Handle):
     """Draws tokens from logits.
 
     temperature 0 takes the most likely token, whatever the other parameters say. Above 0 the order is
     top_k, top_p, min_p, temperature, draw. top_k 0, top_p 1 and min_p 0 switch a step off.
-    Without a seed one is drawn and kept in `seed`, so that a run can be repeated.
+    Without a seed one is drawn and kept in `seed`, so that a run can be repeated. Threads that share one wait for each other.
 
     Raises ValueError for a parameter out of range.
     """
@@ -49,6 +51,7 @@ class Sampler:
         seed: int | None = None,
     ) -> None:
         self._chain: Any = None  # before anything can fail, so that close() is always safe
+        self._lock = threading.RLock()
         self._candidates: npt.NDArray[Any] = np.empty(0, dtype=_TOKEN_DATA)
         if not (math.isfinite(temperature) and temperature >= 0.0):
             raise ValueError(f"temperature must be 0 or more, not {temperature}")
@@ -62,7 +65,7 @@ class Sampler:
             raise ValueError(f"seed must be between 0 and {_SEED_MAX}, not {seed}")
         self._temperature = temperature
         self._seed = secrets.randbelow(_SEED_MAX + 1) if seed is None else seed
-        self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        self._chain = owned(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()), lib.llama_sampler_free)
         if temperature == 0.0:
             self._add(lib.llama_sampler_init_greedy())
             return
@@ -104,7 +107,8 @@ class Sampler:
             row = row[-1]
         if row.ndim != 1 or row.size == 0:
             raise ValueError(f"logits must be [n_vocab] or [n, n_vocab], not {list(np.shape(logits))}")
-        return self._sample_row(row)
+        with self._lock:
+            return self._sample_row(row)
 
     def _sample_row(self, row: Logits) -> int:
         chain = self._handle()
@@ -128,33 +132,39 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """Tell the chain of a token that came from elsewhere, a prompt or a draft."""
-        lib.llama_sampler_accept(self._handle(), token)
+        with self._lock:
+            lib.llama_sampler_accept(self._handle(), token)
 
     def reset(self) -> None:
         """Back to the start: the same seed again."""
-        lib.llama_sampler_reset(self._handle())
+        with self._lock:
+            lib.llama_sampler_reset(self._handle())
 
     def clone(self) -> Sampler:
         """An independent sampler in the same state: it goes on to draw the same tokens."""
         other = Sampler.__new__(Sampler)
         other._chain = None
+        other._lock = threading.RLock()
         other._candidates = np.empty(0, dtype=_TOKEN_DATA)
-        other._temperature, other._seed = self._temperature, self._seed
-        other._chain = lib.llama_sampler_clone(self._handle())
+        other._take(self)
         return other
+
+    def _take(self, saved: Sampler) -> None:
+        with saved._lock:
+            chain = owned(lib.llama_sampler_clone(saved._handle()), lib.llama_sampler_free)
+            state = saved._temperature, saved._seed
+        with self._lock:
+            self._chain = chain
+            self._temperature, self._seed = state
 
     def restore(self, saved: Sampler) -> None:
         """Take over the state of a clone, which stays as it is. The other half of a rollback."""
-        chain = lib.llama_sampler_clone(saved._handle())
-        lib.llama_sampler_free(self._handle())
-        self._chain = chain
-        self._temperature, self._seed = saved._temperature, saved._seed
+        self._handle()
+        self._take(saved)
 
     def close(self) -> None:
         """Free the chain; a second call does nothing."""
-        chain, self._chain = self._chain, None
-        if chain is not None:
-            lib.llama_sampler_free(chain)
+        self._chain = None
 
     def __enter__(self) -> Sampler:
         self._handle()
@@ -164,10 +174,6 @@ class Sampler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_chain", None) is not None:
-            self.close()
 
     def __repr__(self) -> str:
         state = (

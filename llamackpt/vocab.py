@@ -18,10 +18,11 @@ __all__ = ["Vocab"]
 
 
 class Vocab:
-    """The vocabulary of a loaded model. It must not be used after the model is freed."""
+    """The vocabulary of a loaded model, which it keeps."""
 
-    def __init__(self, vocab: Any) -> None:
+    def __init__(self, vocab: Any, model: Any) -> None:
         self._vocab = vocab
+        self._model = model
         self.n_tokens = int(lib.llama_vocab_n_tokens(vocab))
 
     @property

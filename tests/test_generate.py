@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,6 +25,24 @@ def ctx(model: llamackpt.Model) -> Iterator[llamackpt.Context]:
 
 
 # the sampler
+
+
+def test_threads_that_share_a_sampler_wait_for_each_other_and_may_close_it() -> None:
+    logits = np.arange(200_000, dtype=np.float32)
+
+    def draw() -> set[int]:
+        drawn = set()
+        with contextlib.suppress(ClosedError):
+            while True:
+                drawn.add(sampler.sample(logits))
+        return drawn
+
+    sampler = Sampler(1e-3, seed=1)
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(draw) for _ in range(3)]
+        time.sleep(0.2)
+        sampler.close()
+    assert set().union(*(future.result() for future in futures)) == {199_999}
 
 
 def test_temperature_zero_takes_the_largest_logit() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import random
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +96,35 @@ def test_objects_can_go_in_any_order() -> None:
         cycle.append(cycle)
         del model, ctx, ck, cycle
         gc.collect()
+
+
+def test_nothing_is_copied_or_pickled(model: llamackpt.Model, ctx: llamackpt.Context) -> None:
+    for handle in (model, ctx, ctx.checkpoint(), llamackpt.Sampler()):
+        for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match=f"a {type(handle).__name__} of llamackpt cannot be copied or pickled"):
+                duplicate(handle)
+    ctx.decode([1])
+
+
+def test_a_context_keeps_what_it_needs_of_its_model() -> None:
+    with llamackpt.Model(llamackpt.default_model()) as model:
+        native = weakref.ref(model._model)
+        ctx = model.context(n_ctx=256)
+        model._contexts.clear()  # as when both are collected, or the context is made while another thread closes the model
+    assert native() is not None
+    ctx.close()
+    assert native() is None
+
+
+def test_a_model_is_closed_under_the_calls_of_other_threads() -> None:
+    text = "def f(x): return x\n" * 50_000
+    for _ in range(3):
+        model = llamackpt.Model(llamackpt.default_model())
+        with ThreadPoolExecutor(2) as pool:
+            tokens, ctx = pool.submit(model.tokenize, text), pool.submit(model.context, n_ctx=30_000)
+            model.close()
+            for future in (tokens, ctx):
+                assert future.exception() is None or isinstance(future.exception(), ClosedError)
 
 
 def test_what_is_not_a_model_is_refused_with_a_reason(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""What llama.cpp gives out to be freed: freed once, with the last reference to it, in the process that asked for it.
+
+A call into llama.cpp holds a reference to its arguments, so nothing is freed under a call that runs in another thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ._ffi import ffi
+
+__all__ = ["Handle", "forks", "owned"]
+
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+def forks() -> int:
+    """How many forks lie between this process and the one that imported the package."""
+    return _forks
+
+
+def owned(pointer: Any, free: Callable[[Any], object]) -> Any:
+    """The pointer, freed with the last reference to what this returns. A forked process leaves it to the other one."""
+    made = _forks
+
+    def release(pointer: Any) -> None:
+        if _forks == made:
+            free(pointer)
+
+    return ffi.gc(pointer, release)
+
+
+class Handle:
+    """What stands for something of llama.cpp's. There is one for each: it cannot be copied or pickled."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} of llamackpt cannot be copied or pickled")
