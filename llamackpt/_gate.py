@@ -5,9 +5,10 @@ It knows the pointers and nothing of what is done with them.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any
 
 from ._ffi import lib
@@ -28,44 +29,44 @@ class Gate:
         self.ctx = ctx
         self.memory = memory
         self.model = model
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # not to enter it twice: it knows its thread
         self._deleted: deque[int] = deque()
 
     def __enter__(self) -> Gate:
-        if not self._lock.acquire(False):
-            raise LlamaError("the context is in use by another thread; use one context per thread, or a lock of your own")
-        if self.ctx is None:
-            self._lock.release()
-            raise ClosedError("the context is closed")
-        if self._deleted:
-            self._flush()
+        lock = self._lock
+        if lock._is_owned():  # type: ignore[attr-defined]
+            raise LlamaError("the context is in use by a call that this handler of a signal or of logging interrupts")
+        try:
+            if not lock.acquire(False):
+                raise LlamaError("the context is in use by another thread; use one context per thread, or a lock of your own")
+            if self.ctx is None:
+                raise ClosedError("the context is closed")
+            if self._deleted:
+                self._flush()
+        except BaseException:  # a signal handler can raise wherever it likes
+            if lock._is_owned():  # type: ignore[attr-defined]
+                lock.release()
+            raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.release()
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        """The lock's own. It is in C: no signal handler can raise between the end of the block and the release."""
+        return self._lock.__exit__
 
     def _flush(self) -> None:
         while self._deleted:
-            lib.llama_memory_checkpoint_delete(self.memory, self._deleted.popleft())
+            lib.llama_memory_checkpoint_delete(self.memory, self._deleted[0])
+            self._deleted.popleft()
 
     def delete_checkpoint(self, ident: int) -> None:
         """Now, or with the next call if the context is busy: a checkpoint can be collected in any thread at any time."""
         self._deleted.append(ident)
-        if self._lock.acquire(False):
-            try:
-                if self.ctx is not None:
-                    self._flush()
-            finally:
-                self._lock.release()
+        with contextlib.suppress(LlamaError), self:
+            pass
 
     def close(self) -> None:
         """Free the context. Raises LlamaError if another thread is in it."""
-        if not self._lock.acquire(False):
-            raise LlamaError("the context is in use by another thread and cannot be closed")
-        try:
+        with contextlib.suppress(ClosedError), self:
             self.ctx = None  # which frees it
             self.memory = self.model = None
-        finally:
-            self._lock.release()

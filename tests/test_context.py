@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -258,6 +261,48 @@ def test_a_second_thread_is_turned_away(model: llamackpt.Model) -> None:
         thread.join()
         assert failed.is_set()
         assert ctx.pos_max() == 1499
+
+
+def test_a_signal_handler_that_raises_anywhere_leaves_the_context_usable(ctx: llamackpt.Context) -> None:
+    class Tick(Exception):
+        pass
+
+    def tick(*_: object) -> None:
+        raise Tick
+
+    rng = random.Random(1)
+    before = signal.signal(signal.SIGALRM, tick)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(Tick):
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 1e-3))
+                for _ in range(200):  # not for ever: what is raised while a checkpoint is collected is only printed
+                    ctx.pos_max()
+                    ctx.seq_rm()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            ctx.pos_max()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_handler_of_logging_cannot_use_the_context_that_it_interrupts(
+    model: llamackpt.Model, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def use(_: logging.LogRecord) -> None:
+        try:
+            ctx.pos_max()
+        except LlamaError as error:
+            said.append(str(error))
+
+    monkeypatch.setattr(caplog.handler, "emit", use)
+    with model.context(n_ctx=256) as ctx, caplog.at_level(logging.INFO, logger="llamackpt.llama"):
+        ctx.reserve(1)
+    assert said
+    assert "handler" in said[0]
+    assert "another thread" not in said[0]
 
 
 INTERRUPTED = """
