@@ -1,4 +1,4 @@
-"""The door to one llama_context: closed contexts and a second thread do not get through.
+"""The door to one llama_context: closed contexts, a second thread and a fork of the process do not get through.
 
 It knows the pointers and nothing of what is done with them.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._ffi import lib
+from ._owned import forks
 from .errors import ClosedError, LlamaError
 
 __all__ = ["Gate"]
@@ -23,12 +24,13 @@ class Gate:
     model: what the context needs for as long as it lives.
     """
 
-    __slots__ = ("_deleted", "_lock", "ctx", "memory", "model")
+    __slots__ = ("_deleted", "_forks", "_lock", "ctx", "memory", "model")
 
     def __init__(self, ctx: Any, memory: Any, model: Any) -> None:
         self.ctx = ctx
         self.memory = memory
         self.model = model
+        self._forks = forks()
         self._lock = threading.RLock()  # not to enter it twice: it knows its thread
         self._deleted: deque[int] = deque()
 
@@ -41,6 +43,8 @@ class Gate:
                 raise LlamaError("the context is in use by another thread; use one context per thread, or a lock of your own")
             if self.ctx is None:
                 raise ClosedError("the context is closed")
+            if self._forks != forks():
+                raise LlamaError("the context belongs to the process that this one was forked from; make another one here")
             if self._deleted:
                 self._flush()
         except BaseException:  # a signal handler can raise wherever it likes

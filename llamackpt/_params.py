@@ -6,6 +6,8 @@ import os
 from typing import Any, Literal
 
 from ._ffi import lib
+from ._owned import forks
+from .errors import LlamaError
 
 __all__ = ["SPLIT_MODES", "check_range", "choice", "context_params"]
 
@@ -46,7 +48,7 @@ def context_params(
     offload_kqv: bool,
     swa_full: bool,
 ) -> Any:
-    """A struct llama_context_params; the options are those of Context. arch: the model's. Raises ValueError."""
+    """A struct llama_context_params; the options are those of Context. arch: the model's. Raises ValueError, LlamaError."""
     check_range("n_ctx", n_ctx, 0, 2**31 - 1)
     check_range("n_batch", n_batch, 1, 2**31 - 1)
     check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
@@ -57,6 +59,7 @@ def context_params(
     # llama.cpp's own default is four, however many there are: more threads than processors spin against each other
     n_threads = _n_processors() if n_threads is None else n_threads
     check_range("n_threads", n_threads, 1, 512)
+    _check_fork(n_threads)
 
     params = lib.llama_context_default_params()
     n_ubatch = min(n_ubatch, n_batch)
@@ -71,6 +74,20 @@ def context_params(
     params.type_v = choice("type_v", type_v, _CACHE_TYPES)
     params.no_perf = False
     return params
+
+
+_pools: set[int] = set()  # forks() of the processes that computed with several threads
+
+
+def _check_fork(n_threads: int) -> None:
+    """A fork does not have the threads of OpenMP's pool, and would wait for them forever."""
+    if n_threads > 1:
+        if _pools - {forks()}:
+            raise LlamaError(
+                "this process was forked from one that computed with several threads; use n_threads=1 here, "
+                'or start it with multiprocessing\'s "spawn"'
+            )
+        _pools.add(forks())
 
 
 def _n_processors() -> int:

@@ -42,7 +42,7 @@ class Context(Decoding, Handle):
     n_rs_seq:    llama.cpp's own rollback snapshots per sequence, for the architectures that have them.
 
     Raises LlamaError if llama.cpp cannot make the context, CheckpointMemoryError if there is no memory for the spare cells.
-    Use a context in one thread at a time.
+    Use a context in one thread at a time, and in the process that made it.
     """
 
     def __init__(

@@ -305,6 +305,35 @@ def test_a_handler_of_logging_cannot_use_the_context_that_it_interrupts(
     assert "another thread" not in said[0]
 
 
+FORKED = """
+import os, signal, llamackpt
+model = llamackpt.Model(llamackpt.default_model())
+ctx = model.context(n_ctx=256, n_threads=2)
+ctx.decode([1, 2, 3])
+ck = ctx.checkpoint()
+if os.fork() == 0:
+    signal.alarm(20)
+    for use in (lambda: ctx.decode([4]), ck.restore, lambda: ctx.pos_max(), lambda: model.context(n_ctx=256, n_threads=2)):
+        try:
+            use()
+        except llamackpt.LlamaError as error:
+            assert "forked" in str(error), error
+        else:
+            os._exit(1)
+    fresh = model.context(n_ctx=256, n_threads=1)
+    fresh.decode(model.tokenize("def"))
+    os._exit(0)
+_, status = os.wait()
+assert status == 0, status
+ck.restore()
+ctx.decode([4])
+"""
+
+
+def test_a_fork_does_not_use_what_it_cannot_have() -> None:
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
+
+
 INTERRUPTED = """
 import sys, numpy as np, llamackpt
 model = llamackpt.Model(llamackpt.default_model())
