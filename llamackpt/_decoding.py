@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import log
+from . import _caught, log
 from ._ffi import ffi, lib
 from ._gate import Gate
-from ._scratch import Poll, Scratch
+from ._scratch import Scratch
 from ._sequences import Sequences
 from .batch import Batch
 from .errors import ContextFullError, DecodeError, UnsupportedError
@@ -38,7 +38,6 @@ class Decoding(Sequences):
     _n_vocab: int
     _n_pos: int
     _one: npt.NDArray[np.int32]  # a single id, written again by each decode
-    _poll: Poll
     _scratch: Scratch
 
     def decode(
@@ -163,14 +162,16 @@ class Decoding(Sequences):
         status = lib.llama_decode(gate.ctx, scratch.batch)
         if status != 0:
             self._fail(gate, status, scratch.batch.n_tokens, seq_ids)
+        _caught.reraise()
 
     def _fail(self, gate: Gate, status: int, n: int, seq_ids: Iterable[int]) -> None:
-        if status == 1:
-            raise ContextFullError(f"no room for {n} tokens in a context of {self.n_ctx}", status)
         if gate.memory != ffi.NULL and (self.model.is_recurrent or self.model.is_hybrid) and status in (2, -2, -3):
             self._interrupted.update(seq_ids)
+        _caught.reraise()
+        if status == 1:
+            raise ContextFullError(f"no room for {n} tokens in a context of {self.n_ctx}", status)
         if status == 2:
-            raise self._poll.take() or KeyboardInterrupt()
+            raise KeyboardInterrupt
         raise DecodeError(f"llama.cpp cannot decode the batch of {n} tokens", status, log.reason())
 
     def _logits(self, gate: Gate, scratch: Scratch, copy: bool) -> npt.NDArray[np.float32]:

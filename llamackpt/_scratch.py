@@ -1,4 +1,4 @@
-"""What a context needs during a decode: a batch that is filled again and again, and the state of the abort poll."""
+"""What a context needs during a decode: a batch that is filled again and again, and the abort poll."""
 
 from __future__ import annotations
 
@@ -7,29 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import _caught
 from ._ffi import ffi, lib
 from .batch import Batch
 
-__all__ = ["Poll", "Scratch"]
+__all__ = ["Scratch"]
 
-_raised: list[BaseException] = []
-
-
-@ffi.def_extern(error=True, onerror=lambda kind, value, trace: _raised.append(value))  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=True, onerror=_caught.keep)  # type: ignore[untyped-decorator]
 def llamackpt_on_poll() -> bool:
-    # returning to Python is enough: it runs the pending signal handlers, and what they raise ends up in onerror
+    # returning to Python is enough: it runs the pending signal handlers, and what they raise is kept and stops the decode
     return False
-
-
-class Poll:
-    """The data of the abort callback (calls, time of the last poll), and what a signal handler raised meanwhile."""
-
-    def __init__(self) -> None:
-        self.data = ffi.new("double[2]")
-
-    def take(self) -> BaseException | None:
-        """The exception that stopped the decode."""
-        return _raised.pop() if _raised else None
 
 
 class Scratch:

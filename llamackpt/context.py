@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from . import log
+from . import _caught, log
 from ._decoding import Decoding
 from ._ffi import ffi, lib
 from ._gate import Gate
 from ._owned import Handle, owned
 from ._params import check_range, context_params
-from ._scratch import Poll, Scratch
+from ._scratch import Scratch
 from .checkpoint import FLAGS, Checkpoint, CheckpointPerf, check_status
 from .errors import CheckpointMemoryError, ClosedError, DecodeError, LlamaError
 
@@ -76,15 +76,17 @@ class Context(Decoding, Handle):
             n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_threads=n_threads, kv_unified=kv_unified,
             flash_attn=flash_attn, type_k=type_k, type_v=type_v, n_rs_seq=n_rs_seq, offload_kqv=offload_kqv, swa_full=swa_full,
         )  # fmt: skip
-        self._poll = Poll()
+        self._polled = ffi.new("double[2]")  # calls, time of the last poll
         params.abort_callback = ffi.addressof(lib, "llamackpt_abort_poll")
-        params.abort_callback_data = self._poll.data
+        params.abort_callback_data = self._polled
 
         log.reset_reason()
         ctx = lib.llama_init_from_model(handle, params)
+        if ctx != ffi.NULL:
+            ctx = owned(ctx, lib.llama_free)
+        _caught.reraise()
         if ctx == ffi.NULL:
             raise LlamaError("llama.cpp cannot make a context of this model with these options", log=log.reason())
-        ctx = owned(ctx, lib.llama_free)
         self._gate = Gate(ctx, lib.llama_get_memory(ctx), handle)
         model._contexts.add(self)
         self.n_ctx = int(lib.llama_n_ctx(ctx))
@@ -131,6 +133,7 @@ class Context(Decoding, Handle):
             status = lib.llama_memory_checkpoint_reserve(gate.memory, n)
             if status == lib.LLAMA_CHECKPOINT_NO_MEMORY:
                 raise CheckpointMemoryError(f"no memory for {n} spare cells", status, log.reason())
+            _caught.reraise()
             check_status(status, "reserve")
 
     def checkpoint(

@@ -10,6 +10,7 @@ import atexit
 import logging
 import threading
 
+from . import _caught
 from ._ffi import ffi, lib
 
 __all__ = ["logger", "reason", "reset_reason"]
@@ -33,7 +34,7 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-@ffi.def_extern()  # type: ignore[untyped-decorator]
+@ffi.def_extern(onerror=_caught.keep)  # type: ignore[untyped-decorator]
 def llamackpt_on_log(level: int, text: object) -> None:
     me = _thread
     if level in _LEVELS:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import log
+from . import _caught, log
 from ._ffi import ffi, lib
 from ._owned import Handle, owned
 from ._params import SPLIT_MODES, choice
@@ -30,22 +30,18 @@ lib.llama_backend_init()
 
 
 class _Progress:
-    """What a running load reports to, and what the user's function answered or raised."""
+    """What a running load reports to, and whether the user's function has cancelled it."""
 
     def __init__(self, report: Callable[[float], bool | None]) -> None:
         self.report = report
-        self.error: BaseException | None = None
         self.cancelled = False
 
 
-@ffi.def_extern()  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=False, onerror=_caught.keep)  # type: ignore[untyped-decorator]
 def llamackpt_on_progress(progress: float, user_data: object) -> bool:
     state: _Progress = ffi.from_handle(user_data)
-    try:
-        state.cancelled = state.cancelled or state.report(progress) is False
-    except BaseException as err:  # raised when llama.cpp has returned
-        state.error = err
-    return not state.cancelled and state.error is None
+    state.cancelled = state.cancelled or state.report(progress) is False
+    return not state.cancelled
 
 
 class Model(Handle):
@@ -95,17 +91,14 @@ class Model(Handle):
 
         log.reset_reason()
         model = lib.llama_model_load_from_file(os.fsencode(self.path), params)
-        if state.error is not None or (state.cancelled and model != ffi.NULL):
-            if model != ffi.NULL:
-                lib.llama_model_free(model)
-                model = ffi.NULL
-            if state.error is not None:
-                raise state.error
+        if model != ffi.NULL:
+            model = owned(model, lib.llama_model_free)  # by its contexts as well
+        _caught.reraise()
         if state.cancelled:
             raise ModelLoadError(f"{self.path}: loading was cancelled")
         if model == ffi.NULL:
             raise ModelLoadError(f"{self.path}: llama.cpp cannot load this model", log=log.reason())
-        self._model = owned(model, lib.llama_model_free)  # by its contexts as well
+        self._model = model
         self._vocab = Vocab(lib.llama_model_get_vocab(model), self._model)
         self.n_vocab = self._vocab.n_tokens
         self.has_encoder = bool(lib.llama_model_has_encoder(model))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +35,17 @@ def test_the_reason_is_in_the_exception(tmp_path: Path) -> None:
         llamackpt.Model(path)
     assert caught.value.log
     assert caught.value.log in str(caught.value)
+
+
+def test_an_exception_of_a_handler_of_signals_or_of_logging_is_not_lost(
+    model: llamackpt.Model, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: logging.LogRecord) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(caplog.handler, "emit", interrupt)
+    with model.context(n_ctx=256) as ctx, caplog.at_level(logging.INFO, logger="llamackpt.llama"):
+        for call in (lambda: llamackpt.Model(model.path), lambda: model.context(n_ctx=256), lambda: ctx.reserve(1)):
+            with pytest.raises(KeyboardInterrupt):
+                call()
+    assert ctx.closed
