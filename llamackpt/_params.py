@@ -97,6 +97,8 @@ def _n_processors() -> int:
 
 
 def check_range(name: str, value: int, low: int, high: int) -> None:
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is an integer, not {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name} is {low} to {high}, not {value}")
 

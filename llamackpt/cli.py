@@ -144,7 +144,7 @@ def _shared_options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU (default: all)"
     )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="(default: llama.cpp's choice)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="(default: one per processor)")
     return parser
 
 
@@ -176,7 +176,7 @@ def _demo(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     model, path = _open(args)
     with model:
-        result = info.model_info(model, path)
+        result = info.model_info(model, path, args.threads)
     print(json.dumps(info.as_json(result), indent=2) if args.json else info.format_info(result))
     return OK
 

@@ -112,6 +112,12 @@ class Context(Decoding, Handle):
                 self.close()
                 raise
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether anything is kept of the tokens; not of a diffusion model or an encoder."""
+        with self._gate as gate:
+            return bool(gate.memory != ffi.NULL)
+
     # checkpoints
 
     @property

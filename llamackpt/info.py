@@ -44,9 +44,9 @@ class ModelInfo:
     checkpoints: list[CheckpointInfo]
 
 
-def model_info(model: Model, path: str) -> ModelInfo:
+def model_info(model: Model, path: str, n_threads: int | None = None) -> ModelInfo:
     """Read the metadata, then take one checkpoint of each kind in a small context."""
-    supported, taken, has_memory = _probe(model)
+    supported, taken, has_memory = _probe(model, n_threads)
     if model.is_hybrid:
         memory = "hybrid"
     elif model.is_recurrent:
@@ -70,15 +70,14 @@ def model_info(model: Model, path: str) -> ModelInfo:
     )
 
 
-def _probe(model: Model) -> tuple[bool, list[CheckpointInfo], bool]:
+def _probe(model: Model, n_threads: int | None) -> tuple[bool, list[CheckpointInfo], bool]:
     taken: list[CheckpointInfo] = []
-    with model.context(n_ctx=256, n_batch=32, n_ubatch=32) as ctx:
+    with model.context(n_ctx=256, n_batch=32, n_ubatch=32, n_threads=n_threads) as ctx:
+        if not ctx.has_memory:
+            return False, taken, False
         try:
             ctx.decode([0, 0])
         except LlamaError:
-            return False, taken, False
-        has_memory = ctx.pos_max(0) >= 0
-        if not has_memory:
             return False, taken, False
         supported = ctx.supports_checkpoints
         if supported:
@@ -89,7 +88,7 @@ def _probe(model: Model) -> tuple[bool, list[CheckpointInfo], bool]:
                     taken.append(CheckpointInfo(kind, ck.tier, ck.nbytes, ck.nbytes_host))
             except UnsupportedError as error:
                 taken.append(CheckpointInfo(kind, "", 0, 0, str(error)))
-        return supported, taken, has_memory
+        return supported, taken, True
 
 
 def format_info(info: ModelInfo) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from . import _caught, log
 from ._ffi import ffi, lib
 from ._owned import Handle, owned
-from ._params import SPLIT_MODES, choice
+from ._params import SPLIT_MODES, check_range, choice
 from ._remote import remote_devices
 from .errors import ClosedError, LlamaError, ModelLoadError
 from .vocab import Vocab
@@ -75,6 +75,7 @@ class Model(Handle):
         self.path = Path(path)
         self.vocab_only = vocab_only
         _check_file(self.path)
+        check_range("n_gpu_layers", n_gpu_layers, -(2**31), 2**31 - 1)
 
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers

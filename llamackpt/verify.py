@@ -309,15 +309,13 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
 def no_memory(bench: Bench) -> str:
     """Why the model has no state to keep, "" where it has one."""
     with bench.context(checkpoints=0) as ctx:
+        if not ctx.has_memory:
+            return "its contexts have no memory (a diffusion or encoder model)"
         try:
             ctx.decode(bench.tokens(0, 4))
         except LlamaError as error:
-            if ctx.pos_max(0) < 0:
-                return f"it does not decode ({error})"
-            return ""
-        return (
-            "" if ctx.pos_max(0) >= 0 else "its contexts have no memory (a diffusion or encoder model)"
-        )
+            return f"it does not decode ({error})"
+        return ""
 
 
 def verify_checks(model: Model, n_threads: int | None = None) -> Iterator[Check]:

@@ -80,6 +80,14 @@ def test_info_names_the_memory_and_the_cost_of_a_checkpoint() -> None:
     assert "MiB" in done.stdout
 
 
+@pytest.mark.parametrize("option", [("--threads", "9999"), ("--n-gpu-layers", "99999999999")])
+def test_an_option_out_of_range_is_one_line_and_exit_code_2(option: tuple[str, str]) -> None:
+    done = run("info", MODEL, *option)
+    assert done.returncode == 2
+    assert done.stderr.startswith("llamackpt: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_info_as_json_is_one_document() -> None:
     document = json.loads(run("info", MODEL, "--json").stdout)
     assert (document["arch"], document["memory"]) == ("qwen35", "hybrid")

@@ -153,6 +153,9 @@ def test_options_out_of_range_are_named(model: llamackpt.Model) -> None:
     for bad in ({"n_ctx": -1}, {"n_seq_max": 0}, {"n_seq_max": 257}, {"n_batch": 0}, {"n_threads": 0}, {"type_k": "f8"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             model.context(**bad)
+    for wrong in ({"n_ctx": 256.0}, {"n_seq_max": "2"}, {"checkpoints": None}):
+        with pytest.raises(TypeError, match=f"{next(iter(wrong))} is an integer, not"):
+            model.context(**wrong)
     with pytest.raises(ValueError, match="n_batch is n_seq_max=3 or more, not 2"):
         model.context(n_ctx=256, n_batch=2, n_seq_max=3)
     model.context(n_ctx=256, n_batch=3, n_seq_max=3).close()

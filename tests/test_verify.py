@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,10 +108,12 @@ def test_a_failed_check_is_exit_code_1_in_json_as_well(
 
 
 def test_a_model_without_a_memory_is_skipped_with_the_reason_and_exits_0(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], archs: Path
 ) -> None:
-    monkeypatch.setattr(verify, "no_memory", lambda _: "made up")
-    assert cli.main(["verify"]) == 0
+    model = str(archs / "dream-dense.gguf")
+    assert cli.main(["verify", model]) == 0
     out = capsys.readouterr().out
     assert out.count("SKIP") == len(verify.CHECKS)
-    assert "made up" in out
+    assert "its contexts have no memory" in out
+    assert cli.main(["info", model]) == 0
+    assert "none: the model keeps no state" in capsys.readouterr().out
