@@ -134,6 +134,8 @@ class Decoding(Sequences):
                 raise ValueError(f"a batch has 1 to {self._scratch.capacity} tokens, not {len(batch)}; see n_batch, n_ctx")
             follows: dict[int, int] = {}
             for entry in batch.entries:
+                if len(set(entry.seq_ids)) != len(entry.seq_ids):
+                    raise ValueError(f"a token belongs to a sequence once, not as in {entry.seq_ids}")
                 for seq_id in entry.seq_ids:
                     self._check_seq(seq_id)
                     if gate.memory != ffi.NULL and seq_id not in follows:
@@ -147,8 +149,6 @@ class Decoding(Sequences):
                     follows[seq_id] = entry.pos + 1
                 if len(entry.seq_ids) > 1 and (self.model.is_recurrent or self._arch == "qwen4exp"):
                     raise UnsupportedError("a token of this model belongs to one sequence; use a full checkpoint or seq_cp")
-                if len(set(entry.seq_ids)) != len(entry.seq_ids):
-                    raise ValueError(f"a token belongs to a sequence once, not as in {entry.seq_ids}")
             self._scratch.fill_batch(batch)
             self._decode(gate, self._scratch, {s for entry in batch.entries for s in entry.seq_ids})
             return self._logits(gate, self._scratch, copy)

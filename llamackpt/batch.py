@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 __all__ = ["Batch", "BatchToken"]
 
@@ -33,10 +36,11 @@ class Batch:
 
     def add(self, token: int, pos: int, seq_id: int | Sequence[int] = 0, logits: bool = False) -> None:
         """Append a token at position `pos` of the sequence(s). logits: whether its logits are returned."""
-        seq_ids = (seq_id,) if isinstance(seq_id, int) else tuple(int(s) for s in seq_id)
+        ids = (seq_id,) if isinstance(seq_id, int | np.integer) else seq_id
+        seq_ids = tuple(operator.index(s) for s in ids)
         if not seq_ids:
             raise ValueError("a token has to belong to at least one sequence")
-        self.entries.append(BatchToken(int(token), int(pos), seq_ids, bool(logits)))
+        self.entries.append(BatchToken(operator.index(token), operator.index(pos), seq_ids, bool(logits)))
 
     def clear(self) -> None:
         """Remove all tokens."""

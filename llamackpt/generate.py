@@ -6,6 +6,7 @@ Knows nothing of checkpoints: take one before and restore it after, as often as 
 from __future__ import annotations
 
 import codecs
+import operator
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -93,13 +94,14 @@ def encode_prompt(ctx: Context, prompt: str | Sequence[int], seq_id: int = 0) ->
 
     Raises ValueError for an empty prompt: there is nothing to predict from.
     """
+    ctx._check_seq(seq_id)
     if isinstance(prompt, str):
-        tokens = [int(t) for t in ctx.model.tokenize(prompt, add_special=ctx.pos_max(seq_id) < 0)]
+        tokens = ctx.model.tokenize(prompt, add_special=ctx.pos_max(seq_id) < 0)
     else:
-        tokens = [int(t) for t in prompt]
-    if not tokens:
+        tokens = ctx.model._check_tokens(prompt)
+    if tokens.size == 0:
         raise ValueError("the prompt is empty")
-    return tokens
+    return [int(token) for token in tokens]
 
 
 def stream_generate(
@@ -122,15 +124,20 @@ def stream_generate(
     the prompt and every token that was yielded but the last one, which has been drawn and not decoded:
     to go on, pass it first. A sampler that is passed in replaces temperature ... seed, and stays open.
 
-    Arguments are checked by the call, not by the first step. Raises ValueError for them,
+    Arguments are checked by the call, not by the first step. Raises ValueError, TypeError, ClosedError for them,
     ContextFullError where the prompt does not fit, DecodeError. A context that fills up later ends the
     stream with "context".
     """
-    if max_tokens < 1:
+    if operator.index(max_tokens) < 1:
         raise ValueError(f"max_tokens must be 1 or more, not {max_tokens}")
     if isinstance(stop, str):
         raise ValueError("stop must be a sequence of strings, not one string")
+    stop = list(stop)
+    if not all(isinstance(text, str) for text in stop):
+        raise TypeError(f"stop must be a sequence of strings, not {stop}")
     tokens = encode_prompt(ctx, prompt, seq_id)
+    if sampler is not None:
+        sampler._handle()
     own = sampler is None
     if sampler is None:
         sampler = Sampler(temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)

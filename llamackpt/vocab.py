@@ -5,6 +5,7 @@ llama.cpp ends the process where a token is out of range or where there is no to
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,6 +47,8 @@ class Vocab:
     def tokenize(self, text: str | bytes, add_special: bool, parse_special: bool) -> npt.NDArray[np.int32]:
         """int32 [n]"""
         self._need_tokenizer()
+        if not isinstance(text, str | bytes | bytearray | memoryview):  # bytes(3) are three zeros
+            raise TypeError(f"the text is a str or bytes, not {type(text).__name__}")
         raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
         if len(raw) > 2**31 - 64:
             raise ValueError("the text is larger than 2 GiB")
@@ -88,13 +91,16 @@ class Vocab:
             size = -n
 
     def check_token(self, token: int) -> int:
-        """The token, or ValueError."""
+        """The token, or ValueError, TypeError."""
+        token = operator.index(token)
         if not 0 <= token < self.n_tokens:
             raise ValueError(f"token {token} is not in the vocabulary [0, {self.n_tokens})")
-        return int(token)
+        return token
 
     def check_tokens(self, tokens: Iterable[int]) -> npt.NDArray[np.int32]:
         """The tokens as int32 [n], or ValueError, TypeError."""
+        if isinstance(tokens, bytes | bytearray):  # their numbers would pass for tokens
+            raise TypeError(f"tokens have to be integers, not {type(tokens).__name__}; tokenize() makes them of text")
         ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
         if ids.ndim != 1:
             raise ValueError(f"tokens have to be one-dimensional, not of shape {ids.shape}")

@@ -90,6 +90,17 @@ def test_several_sequences_in_one_batch(ctx: llamackpt.Context) -> None:
     assert not np.array_equal(rows[0], rows[1])
 
 
+def test_a_batch_takes_the_integers_of_numpy_and_no_others(ctx: llamackpt.Context) -> None:
+    batch = llamackpt.Batch()
+    batch.add(np.int64(5), np.int32(0), np.int64(1))  # type: ignore[arg-type]
+    batch.add(6, 0, np.array([2]), logits=True)  # type: ignore[arg-type]
+    assert ctx.decode_batch(batch).shape == (1, ctx.model.n_vocab)
+    for wrong in ((1.5, 0), (1, 0.5), (1, 0, 0.5), (1, 0, [0.5])):
+        with pytest.raises(TypeError):
+            batch.add(*wrong)  # type: ignore[arg-type]
+    assert len(batch) == 2
+
+
 def test_bad_batches_are_refused(ctx: llamackpt.Context) -> None:
     def batch(*entries: tuple[int, int, object]) -> llamackpt.Batch:
         made = llamackpt.Batch()

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -329,3 +330,22 @@ def test_text_that_might_become_a_stop_is_held_back_and_let_go() -> None:
 
 def test_of_two_stop_strings_the_earlier_one_counts() -> None:
     assert StopText(["late", "soon"]).feed("too soon, too late") == ("too ", True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"prompt": [1.7]}, TypeError), ({"prompt": [10**6]}, ValueError), ({"prompt": b"def"}, TypeError),
+        ({"seq_id": 2}, ValueError), ({"max_tokens": 1.5}, TypeError), ({"stop": [b"x"]}, TypeError),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_refused_by_the_call_itself(
+    ctx: llamackpt.Context, options: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        stream_generate(ctx, **({"prompt": [1]} | options))
+    sampler = Sampler()
+    sampler.close()
+    with pytest.raises(ClosedError):
+        stream_generate(ctx, [1], sampler=sampler)
+    assert ctx.pos_max() == -1

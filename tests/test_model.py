@@ -47,6 +47,12 @@ def test_tokens_out_of_range_are_named(model: llamackpt.Model) -> None:
         model.detokenize(np.zeros((2, 2), dtype=np.int32))
 
 
+def test_a_number_is_no_text_and_a_fraction_no_token(model: llamackpt.Model) -> None:
+    for wrong in (lambda: model.tokenize(5), lambda: model.token_to_piece(1.5), lambda: model.is_eog(1.5)):  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            wrong()
+
+
 def test_end_of_generation(model: llamackpt.Model) -> None:
     assert model.eos is not None
     assert model.is_eog(model.eos)
