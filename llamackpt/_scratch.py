@@ -81,7 +81,9 @@ class Scratch:
             mask = self.mask(n, logits)
             self.logits[:n] = mask
             self.n_out = int(mask.sum())
-            for i in np.flatnonzero(self._seq_filled[:n] != seq_id):
+            other = np.flatnonzero(self._seq_filled[:n] != seq_id)
+            self._seq_filled[other] = -1  # until all of them are written: Ctrl-C may come between two
+            for i in other:
                 self.seq_id[int(i)][0] = seq_id
             self._seq_filled[:n] = seq_id
         self.batch.n_tokens = n
@@ -89,6 +91,7 @@ class Scratch:
     def fill_batch(self, batch: Batch) -> None:
         """Any tokens of any sequences. The ranges were checked before."""
         self._plain = False
+        self._seq_filled[: len(batch)] = -1
         for i, entry in enumerate(batch.entries):
             self.token[i], self.pos[i] = entry.token, entry.pos
             self.n_seq_id[i] = len(entry.seq_ids)

@@ -319,6 +319,29 @@ def test_a_handler_of_logging_cannot_use_the_context_that_it_interrupts(
     assert "another thread" not in said[0]
 
 
+def test_ctrl_c_while_a_batch_is_filled_puts_no_token_into_another_sequence(ctx: llamackpt.Context) -> None:
+    class Interrupted:
+        def __getitem__(self, i: int) -> object:
+            if i == 5:
+                raise KeyboardInterrupt
+            return ids[i]
+
+    batch = llamackpt.Batch()
+    for pos in range(8):
+        batch.add(1, pos, 1)
+    scratch = ctx._scratch
+    ids = scratch.seq_id
+    for interrupted in (lambda: ctx.decode([1] * 8, 1), lambda: ctx.decode_batch(batch)):
+        ctx.decode([1] * 8)
+        scratch.seq_id = Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        scratch.seq_id = ids
+        ctx.decode([1] * 8)
+        assert (ctx.pos_max(0), ctx.pos_max(1)) == (15, -1)
+        ctx.clear()
+
+
 FORKED = """
 import os, signal, llamackpt
 model = llamackpt.Model(llamackpt.default_model())
