@@ -24,6 +24,7 @@ LIB = os.environ.get("LLAMACKPT_LIB") or str(PACKAGE / "lib")
 # in the thread that decodes, looks at the clock now and then and lets Python run its handlers
 C_SOURCE = r"""
 #include "llama.h"
+#include "ggml-rpc.h"
 
 #include <string.h>
 #include <time.h>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,12 @@ from ._ffi import ffi, lib
 from .errors import ModelLoadError
 
 __all__ = ["remote_devices"]
+
+_TIMEOUT = 10.0
+_HELLO = struct.pack("<BQ24x", 14, 24)  # the command, the size of what follows, no capabilities
+_REPLY = struct.Struct("<QBB26x")  # the size of what follows, the version, the capabilities
+
+_connected: set[str] = set()
 
 
 def remote_devices(endpoints: Sequence[str]) -> list[Any]:
@@ -31,9 +38,29 @@ def remote_devices(endpoints: Sequence[str]) -> list[Any]:
 
 
 def _check(endpoint: str) -> None:
-    """llama.cpp aborts the process where there is no server."""
+    """llama.cpp aborts the process where no server of its version answers. One that serves this process serves no other."""
     host, _, port = endpoint.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT) as connection:
+            if endpoint in _connected:
+                return
+            connection.sendall(_HELLO)
+            reply = _receive(connection, _REPLY.size)
+    except TimeoutError as err:
+        raise ModelLoadError(f"{endpoint}: no RPC server answers (another process may be using it)") from err
     except (OSError, ValueError) as err:
         raise ModelLoadError(f"{endpoint}: there is no RPC server ({err})") from err
+    if len(reply) != _REPLY.size or _REPLY.unpack(reply)[0] != _REPLY.size - 8:
+        raise ModelLoadError(f"{endpoint}: what answers there is not an RPC server")
+    _, major, minor = _REPLY.unpack(reply)
+    if major != lib.RPC_PROTO_MAJOR_VERSION or minor > lib.RPC_PROTO_MINOR_VERSION:
+        ours = f"{lib.RPC_PROTO_MAJOR_VERSION}.{lib.RPC_PROTO_MINOR_VERSION}"
+        raise ModelLoadError(f"{endpoint}: the RPC server speaks version {major}.{minor} of the protocol, not {ours}")
+    _connected.add(endpoint)
+
+
+def _receive(connection: socket.socket, n: int) -> bytes:
+    data = b""
+    while len(data) < n and (part := connection.recv(n - len(data))):
+        data += part
+    return data

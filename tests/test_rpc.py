@@ -9,6 +9,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from rwkv_gguf import write_rwkv7
 
 import llamackpt
+from llamackpt import _remote
 from llamackpt.bench.rpc_server import rpc_server
 
 CLIENT = Path(__file__).with_name("rpc_session.py")
@@ -97,3 +99,35 @@ def test_an_address_without_a_server_is_an_error() -> None:
             llamackpt.Model(llamackpt.default_model(), rpc=[endpoint])
     with pytest.raises(TypeError, match="list"):
         llamackpt.Model(llamackpt.default_model(), rpc="127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"HTTP/1.0 400 Bad Request\r\n\r\n" + 50 * b" ", "not an RPC server"),
+        (b"", "not an RPC server"),
+        ((28).to_bytes(8, "little") + b"\x63" + bytes(27), "version 99.0"),
+        (None, "no RPC server answers"),
+    ],
+)
+def test_what_is_no_rpc_server_is_refused(answer: bytes | None, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp aborts the process, or waits for ever."""
+    monkeypatch.setattr(_remote, "_TIMEOUT", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                if answer is None:
+                    done.wait(30)
+                else:
+                    connection.recv(64)
+                    connection.sendall(answer)
+
+        done = threading.Event()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(llamackpt.ModelLoadError, match=why):
+            llamackpt.Model(llamackpt.default_model(), rpc=[f"127.0.0.1:{listener.getsockname()[1]}"])
+        done.set()
+        thread.join()
