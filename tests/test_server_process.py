@@ -170,6 +170,15 @@ def test_the_log_goes_to_a_file_or_to_logging(tmp_path: Path, caplog: pytest.Log
     assert {record.levelno for record in records} >= {logging.INFO, logging.WARNING}
 
 
+def test_its_client_has_the_key_of_the_server() -> None:
+    with Server(llamackpt.default_model(), "--api-key", "one,two") as server:
+        assert server.client().completion("x", max_tokens=1).tokens
+        assert Client(server.url, api_key="two").completion("x", max_tokens=1).tokens
+        with pytest.raises(RequestError) as caught:
+            Client(server.url).completion("x", max_tokens=1)
+        assert caught.value.code == 401
+
+
 def test_a_prefix_of_the_paths_is_part_of_the_url() -> None:
     with Server(MODEL, *SMALL, "--api-prefix", "/llm") as server:
         assert server.url.endswith("/llm")

@@ -109,8 +109,9 @@ class Server:
         )
 
     def client(self, timeout: float = 60.0) -> Client:
-        """A client of this server; see Client. Raises ImportError without requests."""
-        return Client(self.url, timeout=timeout)
+        """A client of this server, with the first key of its --api-key; see Client. Raises ImportError without requests."""
+        key = _option(tuple(self.command), "--api-key").partition(",")[0]
+        return Client(self.url, timeout=timeout, api_key=key or None)
 
     @property
     def pid(self) -> int:
