@@ -154,8 +154,8 @@ class Decoding(Sequences):
             return self._logits(gate, self._scratch, copy)
 
     def _decode(self, gate: Gate, scratch: Scratch, seq_ids: Iterable[int]) -> None:
-        if self._interrupted and not self._interrupted.isdisjoint(seq_ids):
-            raise DecodeError("a decode of this sequence was interrupted; restore a checkpoint of it, or remove it")
+        for seq_id in seq_ids:
+            self._check_interrupted(seq_id)
         if self.model.has_encoder:
             raise UnsupportedError("llamackpt does not run models with an encoder")
         log.reset_reason()

@@ -11,7 +11,7 @@ from . import log
 from ._ffi import ffi, lib
 from ._gate import Gate
 from ._params import check_range
-from .errors import LlamaError, UnsupportedError
+from .errors import DecodeError, LlamaError, UnsupportedError
 
 if TYPE_CHECKING:
     from .model import Model
@@ -35,6 +35,10 @@ class Sequences:
     def _check_seq(self, seq_id: int) -> None:
         if not 0 <= seq_id < self.n_seq_max:
             raise ValueError(f"sequence {seq_id} is out of range [0, {self.n_seq_max}); see n_seq_max")
+
+    def _check_interrupted(self, seq_id: int) -> None:
+        if self._interrupted and seq_id in self._interrupted:
+            raise DecodeError("a decode of this sequence was interrupted; restore a checkpoint of it, or remove it")
 
     def _memory(self, gate: Gate) -> Any:
         if gate.memory == ffi.NULL:
@@ -62,7 +66,7 @@ class Sequences:
             self._check_seq(seq_id)
             if not lib.llama_memory_seq_rm(self._memory(gate), seq_id, p0, p1):
                 raise UnsupportedError(f"the memory cannot remove positions [{p0}, {p1}) alone; restore a checkpoint")
-            if p0 <= 0:
+            if self._interrupted and lib.llama_memory_seq_pos_max(gate.memory, seq_id) < 0:
                 self._interrupted.discard(seq_id)
 
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> None:
@@ -73,13 +77,16 @@ class Sequences:
             whole_only = not self.kv_unified or self._arch == "deepseek4"
             if whole_only and (p0 > 0 or p1 >= 0) and not self.model.is_recurrent:
                 raise UnsupportedError("only whole sequences can be copied here (kv_unified=False, or DeepSeek V4)")
+            self._check_interrupted(src)
             lib.llama_memory_seq_cp(self._memory(gate), src, dst, p0, p1)
+            self._interrupted.discard(dst)
 
     def seq_keep(self, seq_id: int) -> None:
         """Remove all sequences but this one."""
         with self._gate as gate:
             self._check_seq(seq_id)
             lib.llama_memory_seq_keep(self._memory(gate), seq_id)
+            self._interrupted &= {seq_id}
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
         """Shift the positions [p0, p1) of the sequence by delta."""
@@ -121,6 +128,7 @@ class Sequences:
         flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
         with self._gate as gate:
             self._check_seq(seq_id)
+            self._check_interrupted(seq_id)
             self._memory(gate)
             size = lib.llama_state_seq_get_size_ext(gate.ctx, seq_id, flags)
             buffer = bytearray(size)

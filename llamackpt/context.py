@@ -19,7 +19,7 @@ from ._owned import Handle, owned
 from ._params import check_range, context_params
 from ._scratch import Scratch
 from .checkpoint import FLAGS, Checkpoint, CheckpointPerf, check_status
-from .errors import CheckpointMemoryError, ClosedError, DecodeError, LlamaError
+from .errors import CheckpointMemoryError, ClosedError, LlamaError
 
 if TYPE_CHECKING:
     from .model import Model
@@ -40,6 +40,8 @@ class Context(Decoding, Handle):
     flash_attn:  "auto", True or False.
     type_k, type_v: type of the KV cache, "f16" by default.
     n_rs_seq:    llama.cpp's own rollback snapshots per sequence, for the architectures that have them.
+    offload_kqv: keep the KV cache on the GPU, with the layers that are there.
+    swa_full:    a cache of full size for the layers with a sliding window.
 
     Raises LlamaError if llama.cpp cannot make the context, CheckpointMemoryError if there is no memory for the spare cells.
     Use a context in one thread at a time, and in the process that made it.
@@ -158,8 +160,7 @@ class Context(Decoding, Handle):
         with self._gate as gate:
             if not 0 <= seq_id < self.n_seq_max:
                 self._check_seq(seq_id)
-            if self._interrupted and seq_id in self._interrupted:
-                raise DecodeError("a decode of this sequence was interrupted; there is no state to save")
+            self._check_interrupted(seq_id)
             ident = lib.llama_memory_checkpoint_save(gate.memory, seq_id, flags | lib.LLAMA_CHECKPOINT_FULL if full else flags)
             if ident < 0:
                 self._memory(gate)

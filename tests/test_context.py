@@ -319,6 +319,21 @@ def test_a_handler_of_logging_cannot_use_the_context_that_it_interrupts(
     assert "another thread" not in said[0]
 
 
+def test_a_sequence_that_was_interrupted_is_not_used_until_it_is_whole_again(ctx: llamackpt.Context) -> None:
+    ctx.decode([1, 2, 3])
+    ck, state = ctx.checkpoint(), ctx.state_get()
+    for mend in (
+        ck.restore, ctx.seq_rm, ctx.clear, lambda: ctx.state_set(0, state), lambda: ctx.seq_keep(1), lambda: ctx.seq_cp(1, 0),
+    ):  # fmt: skip
+        ctx._interrupted.add(0)  # as after Ctrl-C in the middle of a decode
+        for use in (lambda: ctx.decode([4]), ctx.checkpoint, ctx.state_get, lambda: ctx.seq_cp(0, 1)):
+            with pytest.raises(llamackpt.DecodeError, match="interrupted"):
+                use()
+        mend()
+        ctx.decode([4])
+        ctx.state_get()
+
+
 def test_ctrl_c_while_a_batch_is_filled_puts_no_token_into_another_sequence(ctx: llamackpt.Context) -> None:
     class Interrupted:
         def __getitem__(self, i: int) -> object:
