@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         code = int(args.run(args))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed from the start, as by >&-
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -160,8 +161,6 @@ def _positive(text: str) -> int:
 
 def _open(args: argparse.Namespace) -> tuple[Model, str]:
     path = str(args.model or default_model())
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     return Model(path, n_gpu_layers=args.n_gpu_layers), path
 
 

@@ -67,6 +67,19 @@ def test_a_count_that_is_none_says_what_it_must_be(value: str, why: str) -> None
     assert why in done.stderr
 
 
+def test_a_directory_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    done = run("info", str(tmp_path))
+    assert (done.returncode, done.stderr) == (2, f"llamackpt: {tmp_path}: is a directory, not a GGUF file\n")
+
+
+def test_a_closed_standard_output_is_no_error() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "llamackpt", "info", MODEL],
+        preexec_fn=lambda: os.close(1), stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_sampling_parameter_out_of_range_is_exit_code_2() -> None:
     done = run("generate", MODEL, "x", "--top-p", "7")
     assert done.returncode == 2
