@@ -25,7 +25,6 @@ struct llama_model_params {
     llama_progress_callback progress_callback;
     void * progress_callback_user_data;
     bool vocab_only;
-    bool check_tensors;
     ...;
 };
 
@@ -169,7 +168,6 @@ uint64_t llama_model_n_params   (const struct llama_model * model);
 bool     llama_model_has_encoder (const struct llama_model * model);
 bool     llama_model_is_recurrent(const struct llama_model * model);
 bool     llama_model_is_hybrid   (const struct llama_model * model);
-bool     llama_model_is_diffusion(const struct llama_model * model);
 
 int         llama_vocab_type    (const struct llama_vocab * vocab);
 int32_t     llama_vocab_n_tokens(const struct llama_vocab * vocab);

@@ -29,9 +29,6 @@ class Sequences:
     _gate: Gate
     _interrupted: set[int]  # sequences that lost their state in a decode that was stopped
 
-    def _use(self) -> Gate:
-        return self._gate
-
     def _check_seq(self, seq_id: int) -> None:
         if not 0 <= seq_id < self.n_seq_max:
             raise ValueError(f"sequence {seq_id} is out of range [0, {self.n_seq_max}); see n_seq_max")

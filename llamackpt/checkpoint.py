@@ -96,7 +96,7 @@ class Checkpoint(Handle):
     def _info(self) -> Any:
         context = self._owner()
         info = ffi.new("struct llama_checkpoint_info *")
-        with context._use() as handle:
+        with context._gate as handle:
             status = lib.llama_memory_checkpoint_get_info(handle.memory, self._id, info)
         if status == lib.LLAMA_CHECKPOINT_INVALID:
             raise ClosedError("the checkpoint was deleted by clear()")
@@ -143,7 +143,7 @@ class Checkpoint(Handle):
         """
         context = self._owner()
         target = self.seq_id if seq_id is None else seq_id
-        with context._use() as handle:
+        with context._gate as handle:
             context._check_seq(target)
             log.reset_reason()
             status = lib.llama_memory_checkpoint_restore(handle.memory, target, self._id)
@@ -170,7 +170,7 @@ class Checkpoint(Handle):
         """
         info = self._info()
         flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
-        with self._owner()._use() as handle:
+        with self._owner()._gate as handle:
             log.reset_reason()
             size = lib.llama_memory_checkpoint_get_data(handle.memory, self._id, ffi.NULL, 0, flags)
             buffer = bytearray(size)
@@ -186,7 +186,7 @@ class Checkpoint(Handle):
         """Give back what it holds. Deleting twice is fine."""
         context = self._context
         if context is not None:
-            context._delete_checkpoint(self._id)
+            context._gate.delete_checkpoint(self._id)
             self._context = None
 
     def __enter__(self) -> Checkpoint:

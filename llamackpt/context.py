@@ -167,9 +167,6 @@ class Context(Decoding, Handle):
                 check_status(ident, f"checkpoint of sequence {seq_id}")
         return Checkpoint(self, ident, seq_id, full)
 
-    def _delete_checkpoint(self, ident: int) -> None:
-        self._gate.delete_checkpoint(ident)
-
     def checkpoint_perf(self) -> CheckpointPerf:
         """Counts and times of the checkpoints so far."""
         perf = ffi.new("struct llama_checkpoint_perf *")

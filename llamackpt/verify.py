@@ -1,4 +1,5 @@
-"""Proving on a model that its checkpoints are exact. Measures and returns data; `format_checks` reports.
+"""Proving on a model that its checkpoints are exact. Measures and returns data; `format_check` and
+`format_summary` report.
 
 Every check decodes the same batches twice: with checkpoints, and in a reference context without any.
 Where the attention cells lie in the same order in both, the logits must agree bit by bit. They may lie

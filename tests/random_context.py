@@ -259,7 +259,7 @@ class Run:
 
     def misuse(self, a: int, b: int, c: int) -> None:
         """What is refused, in C, whatever the state is."""
-        with self.ctx._use() as gate:
+        with self.ctx._gate as gate:
             ident, memory = (ck := self._pick(a)) and ck.handle.id, gate.memory
             bad = (-1, N_SEQ, 2**31 - 1, -(2**31))[b % 4]
             statuses = [lib.llama_memory_checkpoint_save(memory, bad, 0), lib.llama_memory_checkpoint_save(memory, 0, 8)]
