@@ -148,6 +148,18 @@ def test_a_draft_model_changes_nothing(plain: Client, hybrid: Path, transformer:
     assert accepted > rejected or "transformer" in pair
 
 
+@pytest.mark.parametrize("pair", ["transformer, hybrid", "hybrid, hybrid"])
+def test_a_draft_model_goes_on_from_a_prompt_that_is_known(hybrid: Path, transformer: Path, pair: str) -> None:
+    """The target goes back to the last common token, whether or not the draft model can."""
+    target, draft = ({"hybrid": hybrid, "transformer": transformer}[name] for name in pair.split(", "))
+    flags = ("--spec-type", "draft-simple", "--model-draft", str(draft), "--spec-draft-n-max", "6", "--spec-draft-p-min", "0")
+    with start(target) as alone, start(target, *flags) as server:
+        for prompt in ("".join(PROMPTS), "".join(PROMPTS) + "# one\n", "".join(PROMPTS[:6]) + "# other\n", PROMPTS[0]):
+            found = greedy(server.client(), prompt, 20, cache_prompt=True)
+            assert_same(alone.client(), prompt, greedy(alone.client(), prompt, 20), found)
+            assert target == hybrid or prompt == "".join(PROMPTS) or found.timings.cache_n >= 8
+
+
 def test_drafts_save_decodes(plain: Client, drafting: Client) -> None:
     few = counted(drafting, lambda: greedy(drafting, PROMPTS[7], 100))["llamacpp:n_decode_total"]
     many = counted(plain, lambda: greedy(plain, PROMPTS[7], 100))["llamacpp:n_decode_total"]

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
 
@@ -336,3 +342,72 @@ def test_a_transformer_whose_context_is_shifted_goes_on_drafting(transformer: Pa
         assert (len(done.tokens), done.truncated) == (600, True)
         assert done.timings.draft_n > 0
         assert greedy(server.client(), PROMPTS[1], 600).tokens == done.tokens
+
+
+def test_a_checkpoint_that_cannot_be_allocated_costs_nothing_else(plain: Client, hybrid: Path, tmp_path: Path) -> None:
+    """Neither the request, nor what the slot believes of its memory after it."""
+    if sys.platform != "linux":
+        pytest.skip("LD_PRELOAD is Linux's")
+    prompt, flags = "".join(PROMPTS), ("--ckpt-device-mem", "0", "--batch-size", "64")
+    with start(hybrid, *flags) as server:
+        greedy(server.client(), prompt, 1, cache_prompt=True)
+        size = int(held(server.client())["host"] / server.client().metrics()["llamacpp:checkpoint_save_count"])
+    source, library, now = Path(__file__).with_name("failing_malloc.c"), tmp_path / "failing_malloc.so", tmp_path / "now"
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    subprocess.run([*compiler, "-shared", "-fPIC", "-Wall", "-Werror", source, "-o", library], check=True)
+    env = {"LD_PRELOAD": str(library), "FAIL_SIZE": str(size), "FAIL_FILE": str(now)}
+    with start(hybrid, *flags, env=env) as server:
+        client = server.client()
+        now.touch()
+        assert_same(plain, prompt, greedy(plain, prompt, 8), greedy(client, prompt, 8, cache_prompt=True))
+        assert not now.exists()
+        assert_same(plain, prompt + "x", greedy(plain, prompt + "x", 8), greedy(client, prompt + "x", 8, cache_prompt=True))
+
+
+def test_idle_slots_keep_their_checkpoints_while_the_cache_has_copies(hybrid: Path) -> None:
+    """With a cache for each slot, the prompt of an idle one stays where it is, and its checkpoints on the device."""
+    with start(hybrid, "--cache-ram", "64", "--no-kv-unified", n_ctx=2048, parallel=2) as server:
+        client = server.client()
+        for slot, prompts in enumerate([PROMPTS, PROMPTS[::-1]]):
+            greedy(client, "".join(prompts), 4, cache_prompt=True, id_slot=slot)
+        assert held(client)["host"] == 0
+        again = greedy(client, "".join(PROMPTS) + "# more\n", 4, cache_prompt=True, id_slot=0)
+        assert again.timings.cache_n > 200 and held(client)["host"] == 0
+
+
+def test_a_checkpoint_of_several_slots_counts_once_and_none_while_asleep(hybrid: Path) -> None:
+    with start(hybrid, "--sleep-idle-seconds", "1", n_ctx=4096, parallel=4) as server:
+        client, seen = server.client(), []
+        body = {"prompt": "".join(PROMPTS), "n_predict": 300, "temperature": 1, "n_cmpl": 4, "ignore_eos": True}
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(requests.post, f"{server.url}/completion", json=body, timeout=60)
+            while not answer.done():
+                seen.append(held(client)["shared"])
+        assert max(seen) == held(client)["shared"] > 0
+        for _ in range(100):
+            if client._json("GET", "/props")["is_sleeping"]:
+                break
+            time.sleep(0.1)
+        assert not any(held(client).values())
+        assert client.metrics()["llamacpp:checkpoint_held_count"] == 0
+
+
+def test_a_prompt_that_is_reused_in_full_is_no_miss(transformer: Path) -> None:
+    with start(transformer) as server:
+        client = server.client()
+        greedy(client, PROMPTS[0], 4, cache_prompt=True)
+        grown = counted(client, lambda: greedy(client, PROMPTS[0], 4, cache_prompt=True))
+        assert not any(value for name, value in grown.items() if "misses" in name)
+
+
+@pytest.mark.parametrize("arch", ["jamba-dense", "mamba-dense"])
+def test_chunks_that_move_do_not_bring_back_the_state_of_what_was_between(archs: Path, arch: str) -> None:
+    """--cache-reuse moves attention cells; a recurrent state still knows of the tokens that are gone."""
+    head, gone, kept, new = ([1 + (7 * i + salt) % 90 for i in range(n)] for salt, n in ((0, 40), (3, 30), (5, 60), (1, 8)))
+    flags = ("--cache-reuse", "8", "--ubatch-size", "32", "--ckpt-device-mem", "0")
+    with start(archs / f"{arch}.gguf", *flags, n_ctx=256) as server:
+        client = server.client()
+        prompt = [*head, *kept, *new]
+        client.completion([*head, *gone, *kept], max_tokens=4, ignore_eos=True)
+        found = client.completion(prompt, max_tokens=1, temperature=0)
+        assert found.timings.cache_n <= len(head)
