@@ -28,6 +28,7 @@ from server_checks import (
 )  # fmt: skip
 
 import llamackpt
+from llamackpt.errors import RequestError
 from llamackpt.server import Client, Completion, Server
 
 
@@ -411,3 +412,13 @@ def test_chunks_that_move_do_not_bring_back_the_state_of_what_was_between(archs:
         client.completion([*head, *gone, *kept], max_tokens=4, ignore_eos=True)
         found = client.completion(prompt, max_tokens=1, temperature=0)
         assert found.timings.cache_n <= len(head)
+
+
+def test_a_request_that_fails_with_other_adapters_leaves_the_memory_to_the_others(hybrid: Path, tmp_path: Path) -> None:
+    with start(hybrid, "--lora", str(write_lora(tmp_path / "lora.gguf")), "--kv-unified", n_ctx=512, parallel=2) as server:
+        client = server.client()
+        tokens = client.tokenize("".join(PROMPTS) * 3)
+        greedy(client, tokens[:400], 4, cache_prompt=True, id_slot=0)
+        with pytest.raises(RequestError):
+            client.completion([*tokens[:10], 10**5], id_slot=0, lora=[{"id": 0, "scale": 0.5}])
+        assert len(greedy(client, tokens[5:305], 4, id_slot=1).tokens) > 0

@@ -288,3 +288,45 @@ def test_a_slot_file_that_is_not_there_or_not_allowed_is_refused(drafting: Clien
         assert caught.value.code == 400
     with pytest.raises(RequestError):
         drafting.restore_slot(7, "none")
+
+
+def test_a_name_of_files_that_are_not_complete_is_refused(drafting: Client, slots: Path) -> None:
+    """It is that of the file that the next one to be saved is written to; and what is there already stays."""
+    with pytest.raises(RequestError):
+        drafting.save_slot(0, "some.tmp")
+    (slots / "other.tmp").mkdir()
+    with pytest.raises(RequestError):
+        drafting.save_slot(0, "other")
+    assert (slots / "other.tmp").is_dir()
+    (slots / "other.tmp").rmdir()
+
+
+ROPE = [("--rope-freq-base", "500"), ("--rope-scaling", "linear", "--rope-scale", "8")]
+OVERRIDE = [("--override-kv", "llama.rope.freq_base=float:500"), ("--override-kv", "llama.attention.layer_norm_rms_epsilon=float:0.1")]
+
+
+def test_a_slot_file_of_other_positions_or_metadata_is_refused(transformer: Path, slots: Path) -> None:
+    for flags in ((), *ROPE, *OVERRIDE):
+        with start(transformer, "--slot-save-path", str(slots), *flags) as server:
+            client = server.client()
+            if not flags:
+                greedy(client, PROMPTS[0], 4, cache_prompt=True)
+                client.save_slot(0, "positions")
+                continue
+            with pytest.raises(RequestError, match="of another model"):
+                client.restore_slot(0, "positions")
+
+
+def test_a_slot_file_is_of_the_weights_that_were_loaded(hybrid: Path, slots: Path, tmp_path: Path) -> None:
+    """And not of those that took their place in the directory since."""
+    model, flags = tmp_path / "model.gguf", ("--slot-save-path", str(slots))
+    data = bytearray(hybrid.read_bytes())
+    model.write_bytes(data)
+    with start(model, *flags) as server:
+        greedy(server.client(), PROMPTS[0], 4, cache_prompt=True)
+        data[-4096:] = bytes(4096)
+        (tmp_path / "new").write_bytes(data)
+        (tmp_path / "new").replace(model)
+        server.client().save_slot(0, "weights")
+    with start(model, *flags) as server, pytest.raises(RequestError, match="of another model"):
+        server.client().restore_slot(0, "weights")
