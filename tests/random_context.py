@@ -301,7 +301,7 @@ class Run:
         n_snapshots = 0 if state.copied else self.ctx.n_rs_seq
         if self.kind.streams:  # it knows how many the last batch left
             n_snapshots = min(n_snapshots, state.n_last)
-        allowed = not state.pending and 1 <= n <= n_snapshots
+        allowed = not state.pending and 1 <= n <= n_snapshots and not self.memory.shares_state(seq)
         if not allowed:
             with refused(UnsupportedError):
                 self.ctx.seq_rm(seq, p0)
@@ -309,8 +309,6 @@ class Run:
         if not self._is_text(state):
             return
         if n >= state.n_last and not self.kind.streams and self._excluded("snapshots"):
-            return
-        if self.memory.is_shared(seq) and self._excluded("snapshots-shared"):
             return
         if not self._whole_window(seq) and self._excluded("snapshots-window"):
             return

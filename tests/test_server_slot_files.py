@@ -302,7 +302,10 @@ def test_a_name_of_files_that_are_not_complete_is_refused(drafting: Client, slot
 
 
 ROPE = [("--rope-freq-base", "500"), ("--rope-scaling", "linear", "--rope-scale", "8")]
-OVERRIDE = [("--override-kv", "llama.rope.freq_base=float:500"), ("--override-kv", "llama.attention.layer_norm_rms_epsilon=float:0.1")]
+OVERRIDE = [
+    ("--override-kv", "llama.rope.freq_base=float:500"),
+    ("--override-kv", "llama.attention.layer_norm_rms_epsilon=float:0.1"),
+]
 
 
 def test_a_slot_file_of_other_positions_or_metadata_is_refused(transformer: Path, slots: Path) -> None:
