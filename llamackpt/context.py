@@ -35,7 +35,8 @@ class Context(Decoding, Handle):
     n_ubatch:    tokens that are computed at once.
     n_seq_max:   number of sequences, at most 256.
     checkpoints: number of checkpoints that move no state: that many spare cells are reserved for the recurrent layers.
-    n_threads:   CPU threads, None for one per processor that this process may use.
+    n_threads:   CPU threads, None for one per processor that this process may use. They spin while they wait, so processes
+                 that share processors need a part of them each: two with all of them are many times slower.
     kv_unified:  one cache for all sequences rather than one each, where a fork of a full checkpoint is a copy on the device.
     flash_attn:  "auto", True or False.
     type_k, type_v: type of the KV cache, "f16" by default.
