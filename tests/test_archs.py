@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +146,103 @@ def test_the_state_of_the_written_models_matters(every_arch: dict[str, Path], na
         b = ctx.decode([9, 2, 3, 4, 5], 1)
         assert np.isfinite(a).all()
         assert not np.allclose(a, b)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_an_altered_state_of_deepseek4_never_aborts(every_arch: dict[str, Path], unified: bool) -> None:
+    """The rows of its compressed caches are those of the positions, and a state says which positions it has."""
+    refused = []
+    with llamackpt.Model(every_arch["deepseek4-moe"]) as model, open_context(model, 0, unified) as ctx:
+        ctx.decode(text(model, 21, 1), logits=None)
+        whole = ctx.state_get(0)
+        expected = ctx.decode(text(model, 2, 2))
+        altered = [whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :] for at in range(600)]
+        for state in [*altered, whole[:-1], whole[: len(whole) // 2], whole[:400]]:
+            ctx.seq_rm(0)
+            try:
+                ctx.state_set(0, state)
+            except llamackpt.LlamaError as err:
+                refused.append(str(err))
+                assert ctx.pos_max(0) == -1
+            with contextlib.suppress(llamackpt.LlamaError, ValueError):
+                ctx.decode(text(model, 2, 2))
+        assert any("beyond the compressed cache" in reason for reason in refused)
+        ctx.state_set(0, whole)
+        assert np.array_equal(ctx.decode(text(model, 2, 2)), expected)
+
+
+def test_a_batch_that_deepseek4_does_not_support_is_refused(every_arch: dict[str, Path]) -> None:
+    with llamackpt.Model(every_arch["deepseek4-moe"]) as model, open_context(model, 0, True) as ctx:
+        batch = llamackpt.Batch()
+        batch.add(1, 0, (0, 1))
+        batch.add(2, 1, 0, logits=True)
+        with pytest.raises(llamackpt.DecodeError):
+            ctx.decode_batch(batch)
+        assert (ctx.pos_max(0), ctx.pos_max(1)) == (-1, -1)
+        ctx.decode(text(model, 5, 1))
+
+
+def load(path: Path, content: bytes | bytearray) -> str | None:
+    """Why the file is refused, if it is."""
+    path.write_bytes(content)
+    try:
+        llamackpt.Model(path).close()
+    except llamackpt.ModelLoadError as err:
+        return str(err)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("llama-dense", "block_count", 0),
+        ("llama-dense", "block_count", 100_000),
+        ("llama-dense", "nextn_predict_layers", 100),
+        ("llama-dense", "expert_count", 100_000),
+        ("llama-dense", "expert_used_count", 1),
+        ("llama-dense", "expert_group_count", 1),
+        ("llama-moe", "expert_used_count", 0),
+        ("llama-moe", "expert_group_count", 100),
+        ("olmo2-dense", "attention.head_count", 0),
+        ("phimoe-moe", "attention.head_count", 0),
+        ("plamo2-dense", "rope.scaling.type", None),
+        ("deepseek2-moe", "attention.key_length_mla", 1),
+        ("jamba-dense", "embedding_length", 0),
+        ("granitehybrid-dense", "embedding_length", 1),
+        ("lfm2-dense", "attention.value_length_swa", 1),
+        ("bailingmoe3-moe", "kda.gate_lower_bound", 0),
+        ("grovemoe-moe", "experts_per_group", 0),
+        ("minimax-m3-moe", "attention.indexer.block_size", 0),
+        ("hrm_text-dense", "hrm.h_cycles", 0),
+        ("hrm_text-dense", "block_count", 1),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(
+    every_arch: dict[str, Path], tmp_path: Path, name: str, key: str, value: int | None
+) -> None:
+    content = bytearray(every_arch[name].read_bytes())
+    full_key = f"{name.rpartition('-')[0]}.{key}".encode()
+    stored = len(full_key).to_bytes(8, "little") + full_key
+    assert content.count(stored) == 1
+    at = content.index(stored) + len(stored) + 4  # after its type
+    if value is None:  # a word: its first letter
+        content[at + 8] ^= 1
+    else:
+        content[at : at + 4] = value.to_bytes(4, "little")
+    assert "invalid model" in (load(tmp_path / "altered.gguf", content) or "loaded")
+
+
+def test_altered_headers_never_abort(every_arch: dict[str, Path], tmp_path: Path) -> None:
+    rng = random.Random(1)
+    refused = 0
+    for path in every_arch.values():
+        content = bytearray(path.read_bytes())
+        end = content.find(b"xielu.")  # what follows are arrays that hardly any model reads
+        if end < 0 or len(content) > 20_000_000:
+            continue
+        for _ in range(4):
+            altered = content.copy()
+            for _ in range(rng.randint(1, 4)):
+                altered[rng.randrange(8, end)] = rng.choice([0, 1, rng.randrange(256), 255])
+            refused += load(tmp_path / "altered.gguf", altered) is not None
+    assert refused > 50
