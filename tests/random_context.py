@@ -340,9 +340,9 @@ class Run:
         self.memory.seqs[seq] = state.removed(p0, p1, self.kind.recurrent)
 
     def _whole_window(self, seq: int) -> bool:
-        """Nothing of the sequence fell out of the window yet, so that moving tokens cannot bring back what is gone."""
+        """Nothing is out of the window of the next token, so that moving tokens cannot bring back what may be gone."""
         state = self.memory.seqs[seq]
-        return not self.kind.window or not self.kind.tokens or state.pos < N_WINDOW
+        return not self.kind.window or not self.kind.tokens or state.pos + 1 < N_WINDOW
 
     def copy(self, a: int, b: int, c: int) -> None:
         src, dst = a % N_SEQ, b % N_SEQ

@@ -63,7 +63,7 @@ KINDS = {
         Kind("recurrent", "rwkv7", tokens=False, recurrent=True, share=12),
         Kind("recurrent-mamba", "mamba2-dense", tokens=False, recurrent=True, share=8),
         Kind("hybrid", "qwen35-dense", recurrent=True, exact=True, shift=False, share=14),
-        Kind("hybrid-split", "qwen35-dense", recurrent=True, exact=True, shift=False, devices=2, share=2, bound=1e-4),
+        Kind("hybrid-split", "qwen35-dense", recurrent=True, exact=True, shift=False, devices=2, share=2, bound=4e-6),
         Kind("hybrid-iswa-split", "lfm2-dense", recurrent=True, window=True, shift=False, devices=2, share=2, bound=1e-4),
         Kind("hybrid-falcon", "falcon-h1-dense", recurrent=True, exact=True, share=8),
         Kind("hybrid-jamba", "jamba-dense", recurrent=True, exact=True, share=4),

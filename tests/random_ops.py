@@ -190,7 +190,9 @@ def main() -> int:
         directory = args.models or generate(Path(temporary))
         if args.replay:
             name, config, ops = json.loads(args.replay)
-            error = error_of(Bench(KINDS[name], directory, frozenset(args.include)), config, ops)
+            bench = Bench(KINDS[name], directory, frozenset(args.include))
+            error = error_of(bench, config, ops)
+            bench.close()
             print(error or "no failure")
             return 1 if error else 0
         kinds = [KINDS[name] for name in args.kind or KINDS]
