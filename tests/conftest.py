@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +44,16 @@ def generator() -> Path:
     if not found:
         raise FileNotFoundError("test-llama-archs is not built; run ./build.sh")
     return found[-1]
+
+
+def preloadable(name: str, directory: Path, *flags: str) -> Path:
+    """A C file of this directory as a library for LD_PRELOAD; skips the test where there is none."""
+    if sys.platform != "linux":
+        pytest.skip("LD_PRELOAD is Linux's")
+    source, library = Path(__file__).with_name(name), directory / f"{name}.so"
+    compiler = [*shlex.split(os.environ.get("CC", "cc")), "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([*compiler, *flags, source, "-o", library, "-ldl"], check=True)
+    return library
 
 
 @pytest.fixture(scope="session")

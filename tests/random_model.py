@@ -145,14 +145,15 @@ class Memory:
     def is_shared(self, seq: int) -> bool:
         """Whether another sequence has cells of this one."""
         mine = {cell for _, cell in self.seqs[seq].cells}
-        others = [other for i, other in enumerate(self.seqs) if i != seq and other.pos >= 0]
-        tokens = self.kind.tokens and any(cell in mine for other in others for _, cell in other.cells)
+        tokens = self.kind.tokens and any(cell in mine for other in self._others(seq) for _, cell in other.cells)
         return tokens or self.shares_state(seq)
 
     def shares_state(self, seq: int) -> bool:
         """Whether another sequence is in the same recurrent cell."""
-        others = [other for i, other in enumerate(self.seqs) if i != seq and other.pos >= 0]
-        return self.kind.recurrent and any(other.cell == self.seqs[seq].cell for other in others)
+        return self.kind.recurrent and any(other.cell == self.seqs[seq].cell for other in self._others(seq))
+
+    def _others(self, seq: int) -> list[State]:
+        return [other for i, other in enumerate(self.seqs) if i != seq and other.pos >= 0]
 
     def is_alone(self, seq: int) -> bool:
         """Whether no other sequence and no checkpoint holds its tokens."""
@@ -181,9 +182,17 @@ class Oracle:
     """Logits of a history, computed in contexts that hold a single sequence and never see a checkpoint."""
 
     def __init__(self, model: llamackpt.Model, n_slots: int = 6, n_seq_max: int = 1, flash_attn: bool = False) -> None:
-        size = {"n_ctx": N_CTX, "n_batch": 64, "n_ubatch": 64, "n_seq_max": n_seq_max, "n_threads": 1}
         self._contexts = [
-            model.context(**size, flash_attn=flash_attn, type_k="f32", type_v="f32")  # type: ignore[arg-type]
+            model.context(
+                n_ctx=N_CTX,
+                n_batch=64,
+                n_ubatch=64,
+                n_seq_max=n_seq_max,
+                n_threads=1,
+                flash_attn=flash_attn,
+                type_k="f32",
+                type_v="f32",
+            )
             for _ in range(n_slots)
         ]
         self._held: list[tuple[Event, ...]] = [()] * n_slots

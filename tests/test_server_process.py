@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import logging
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import preloadable
 
 import llamackpt
 from llamackpt.errors import (
@@ -103,11 +103,7 @@ def test_one_that_cannot_terminate_is_killed(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_signal_before_the_main_loop_is_not_lost(tmp_path: Path) -> None:
     """It comes the moment that it is handled."""
-    if sys.platform != "linux":
-        pytest.skip("LD_PRELOAD is Linux's")
-    source, library = Path(__file__).with_name("early_signal.c"), tmp_path / "early_signal.so"
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    subprocess.run([*compiler, "-shared", "-fPIC", "-Wall", "-Werror", source, "-o", library, "-ldl"], check=True)
+    library = preloadable("early_signal.c", tmp_path)
     command, env = [server_program(), "--model", MODEL, *SMALL, "--port", "0"], {**os.environ, "LD_PRELOAD": str(library)}
     done = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True, timeout=60, check=True)
     assert "cleaning up before exit" in done.stderr

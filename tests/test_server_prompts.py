@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from conftest import preloadable
 from lora_gguf import write_lora
 from server_checks import (
     DRAFTS,
@@ -347,15 +344,11 @@ def test_a_transformer_whose_context_is_shifted_goes_on_drafting(transformer: Pa
 
 def test_a_checkpoint_that_cannot_be_allocated_costs_nothing_else(plain: Client, hybrid: Path, tmp_path: Path) -> None:
     """Neither the request, nor what the slot believes of its memory after it."""
-    if sys.platform != "linux":
-        pytest.skip("LD_PRELOAD is Linux's")
+    library, now = preloadable("failing_malloc.c", tmp_path), tmp_path / "now"
     prompt, flags = "".join(PROMPTS), ("--ckpt-device-mem", "0", "--batch-size", "64")
     with start(hybrid, *flags) as server:
         greedy(server.client(), prompt, 1, cache_prompt=True)
         size = int(held(server.client())["host"] / server.client().metrics()["llamacpp:checkpoint_save_count"])
-    source, library, now = Path(__file__).with_name("failing_malloc.c"), tmp_path / "failing_malloc.so", tmp_path / "now"
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    subprocess.run([*compiler, "-shared", "-fPIC", "-Wall", "-Werror", source, "-o", library], check=True)
     env = {"LD_PRELOAD": str(library), "FAIL_SIZE": str(size), "FAIL_FILE": str(now)}
     with start(hybrid, *flags, env=env) as server:
         client = server.client()

@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, generator
+from conftest import ROOT, generator, preloadable
 from rwkv_gguf import write_rwkv7
 from test_series import ARCHS
 
@@ -36,18 +34,8 @@ def run(directory: Path, *command: str | Path, env: Mapping[str, str] | None = N
 
 @pytest.fixture(scope="module")
 def reserve(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if sys.platform != "linux":
-        pytest.skip("LD_PRELOAD is Linux's")
-    library = tmp_path_factory.mktemp("reserve") / "reserve_checkpoints.so"
-    subprocess.run(
-        [
-            *shlex.split(os.environ.get("CC", "cc")), "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror",
-            f"-I{LLAMA / 'include'}", f"-I{LLAMA / 'ggml' / 'include'}",
-            str(Path(__file__).with_name("reserve_checkpoints.c")), "-o", str(library), "-ldl",
-        ],
-        check=True,
-    )  # fmt: skip
-    return library
+    include = [f"-I{LLAMA / part / 'include'}" for part in (".", "ggml")]
+    return preloadable("reserve_checkpoints.c", tmp_path_factory.mktemp("reserve"), *include)
 
 
 @pytest.fixture(params=["plain", "reserved", "held"])

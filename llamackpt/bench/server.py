@@ -28,7 +28,6 @@ N_PROMPT = 128
 N_ROUNDS = "llamacpp:spec_decode_num_drafts_total"
 TIE = 0.1  # nats; q8_0 models differ by so much when the shape of a batch changes
 NO_STOCK = "no stock server: ./build.sh stock, or --stock PROGRAM"
-DIVISOR = "is the divisor"
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,12 @@ class Bench:
         stock = values.get("stock")
         self.rows.append(Row(name, measures, unit, values["patched"], stock, why_not if stock is None else ""))
 
+    def add_quotient(self, name: str, measures: str, values: dict[str, list[float]]) -> None:
+        """The median of patched over stock, pair by pair; nothing without a stock server."""
+        if "stock" in values:
+            quotients = [one / other for one, other in zip(values["patched"], values["stock"], strict=True)]
+            self.add(name, measures, "", {"patched": statistics.median(quotients)}, "is the divisor")
+
 
 def find_stock() -> Path | None:
     """What ./build.sh stock built last in the tree that this package is installed from."""
@@ -135,7 +140,6 @@ def measure_speculation(
     size = ("--ctx-size", str(N_PROMPT + n_tokens + 64))
     detail: list[dict[str, Any]] = []
     speed: dict[str, list[float]] = {"undrafted": []}
-    ratios: list[float] = []
     rounds: dict[str, float] = {}
     same = {"stock": 0, "patched": 0}
     wrong = {"stock": 0, "patched": 0}
@@ -153,8 +157,6 @@ def measure_speculation(
                 same[name] += gap is None
                 wrong[name] += gap is not None and gap > TIE
                 row[name] = {**found.timings.raw, "first difference, nats": gap}
-            if "stock" in servers:
-                ratios.append(speed["patched"][-1] / speed["stock"][-1])
             detail.append(row)
         rounds = {name: server.client().metrics()[N_ROUNDS] for name, server in servers.items()}
     names = list(rounds)
@@ -164,9 +166,7 @@ def measure_speculation(
     bench.add("undrafted", "tokens a second without drafts, median of the texts", "1/s", {"patched": speeds.pop("undrafted")},
               "the same code")  # fmt: skip
     bench.add("drafted", f"tokens a second with n-gram drafts of up to {setup.draft}, median of the texts", "1/s", speeds)
-    if ratios:
-        ratio = {"patched": statistics.median(ratios)}
-        bench.add("drafted / stock", "the same, patched over stock text by text, median", "", ratio, DIVISOR)
+    bench.add_quotient("drafted / stock", "the same, patched over stock text by text, median", speed)
     accepted = {name: _share(detail, name) for name in names}
     bench.add("accepted", "share of the drafted tokens that were right", "", accepted)
     bench.add("decodes a round", "decodes that check a draft, or repeat what is left of it, for each draft", "",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from .server import DIVISOR, Bench, Setup, context_size, medians, texts
+from .server import Bench, Setup, context_size, medians, texts
 
 __all__ = ["measure_unused"]
 
@@ -44,8 +43,5 @@ def measure_unused(
     for key, values in speed.items():
         bench.add(f"{key}, unused", f"tokens a second of {what[key]} tokens, without checkpoints, median of {runs}", "1/s",
                   medians(values))  # fmt: skip
-        if "stock" in values:
-            ratios = [one / other for one, other in zip(values["patched"], values["stock"], strict=True)]
-            bench.add(f"{key}, unused / stock", "the same, patched over stock prompt by prompt, median", "",
-                      {"patched": statistics.median(ratios)}, DIVISOR)  # fmt: skip
+        bench.add_quotient(f"{key}, unused / stock", "the same, patched over stock prompt by prompt, median", values)
     bench.add("memory, unused", "resident memory after them", "MiB", rss)
