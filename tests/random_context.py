@@ -173,6 +173,8 @@ class Run:
             self.done["restored into the cache of another sequence"] += 1
         if ck.tier != "shared":
             state = replace(state, pending=False)
+        elif self.memory.is_parted(state, seq):
+            state = replace(state, cell=new_cell())
         self.memory.on_restored(ck, seq)
         self.memory.seqs[seq] = state
         return ck

@@ -152,6 +152,11 @@ class Memory:
         """Whether another sequence is in the same recurrent cell."""
         return self.kind.recurrent and any(other.cell == self.seqs[seq].cell for other in self._others(seq))
 
+    def is_parted(self, state: State, seq: int) -> bool:
+        """Whether a sequence that gets this state leaves the cell to another one, which is at a different position of it."""
+        shared = [other for other in self._others(seq) if other.cell == state.cell]
+        return self.kind.recurrent and any((other.pos, other.pending) != (state.pos, state.pending) for other in shared)
+
     def _others(self, seq: int) -> list[State]:
         return [other for i, other in enumerate(self.seqs) if i != seq and other.pos >= 0]
 
