@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from ._ffi import lib
 from ._owned import forks
 from .errors import LlamaError
 
-__all__ = ["SPLIT_MODES", "check_range", "choice", "context_params"]
+__all__ = ["SPLIT_MODES", "ContextOptions", "check_range", "choice", "context_params"]
 
 _MAX_SEQ = 256
 _CACHE_TYPES = {
@@ -30,6 +30,24 @@ _FLASH = {
     False: lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
     True: lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
 }
+
+
+class ContextOptions(TypedDict, total=False):
+    """The keyword arguments of Context, which says what they mean; for the type checker."""
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    n_seq_max: int
+    checkpoints: int
+    n_threads: int | None
+    kv_unified: bool
+    flash_attn: bool | Literal["auto"]
+    type_k: str
+    type_v: str
+    n_rs_seq: int
+    offload_kqv: bool
+    swa_full: bool
 
 
 def context_params(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sequences"]
 
+_POS_MAX = 2**31 - 2  # llama_pos; llama.cpp adds 1 to it
+
 
 class Sequences:
     """The part of a Context that this file is about; Context.__init__ sets what it reads."""
@@ -32,6 +34,10 @@ class Sequences:
     def _check_seq(self, seq_id: int) -> None:
         if not 0 <= seq_id < self.n_seq_max:
             raise ValueError(f"sequence {seq_id} is out of range [0, {self.n_seq_max}); see n_seq_max")
+
+    def _check_span(self, p0: int, p1: int) -> None:
+        check_range("p0", p0, -_POS_MAX, _POS_MAX)
+        check_range("p1", p1, -_POS_MAX, _POS_MAX)
 
     def _check_interrupted(self, seq_id: int) -> None:
         if self._interrupted and seq_id in self._interrupted:
@@ -61,6 +67,7 @@ class Sequences:
         """
         with self._gate as gate:
             self._check_seq(seq_id)
+            self._check_span(p0, p1)
             if not lib.llama_memory_seq_rm(self._memory(gate), seq_id, p0, p1):
                 raise UnsupportedError(f"the memory cannot remove positions [{p0}, {p1}) alone; restore a checkpoint")
             if self._interrupted and lib.llama_memory_seq_pos_max(gate.memory, seq_id) < 0:
@@ -71,6 +78,7 @@ class Sequences:
         with self._gate as gate:
             self._check_seq(src)
             self._check_seq(dst)
+            self._check_span(p0, p1)
             whole_only = not self.kv_unified or self._arch == "deepseek4"
             if whole_only and (p0 > 0 or p1 >= 0) and not self.model.is_recurrent:
                 raise UnsupportedError("only whole sequences can be copied here (kv_unified=False, or DeepSeek V4)")
@@ -86,16 +94,20 @@ class Sequences:
             self._interrupted &= {seq_id}
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
-        """Shift the positions [p0, p1) of the sequence by delta."""
+        """Shift the positions [p0, p1) of the sequence by delta; what comes before 0 is removed."""
         with self._gate as gate:
             self._check_seq(seq_id)
+            self._check_span(p0, p1)
             self._check_shift(gate)
+            pos_max = max(int(lib.llama_memory_seq_pos_max(self._memory(gate), seq_id)), 0)
+            check_range("delta", delta, -_POS_MAX, _POS_MAX - pos_max)
             lib.llama_memory_seq_add(self._memory(gate), seq_id, p0, p1, delta)
 
     def seq_div(self, seq_id: int, p0: int, p1: int, d: int) -> None:
         """Divide the positions [p0, p1) of the sequence by d >= 1."""
         with self._gate as gate:
             self._check_seq(seq_id)
+            self._check_span(p0, p1)
             check_range("d", d, 1, 2**31 - 1)
             self._check_shift(gate)
             lib.llama_memory_seq_div(self._memory(gate), seq_id, p0, p1, d)

@@ -49,13 +49,10 @@ class Demo:
     runs: int
 
 
-def run_demo(
-    model: Model, prompt: str = PROMPT, n_tokens: int = 40, n_threads: int | None = None
-) -> Demo:
+def run_demo(model: Model, prompt: str = PROMPT, n_tokens: int = 40, n_threads: int | None = None) -> Demo:
     """Runs on any model that keeps a state; raises UnsupportedError on one that does not."""
-    extra = {} if n_threads is None else {"n_threads": n_threads}
     tokens = [int(t) for t in model.tokenize(prompt)]
-    with model.context(n_ctx=1024, n_seq_max=1, checkpoints=2, **extra) as ctx:
+    with model.context(n_ctx=1024, n_seq_max=1, checkpoints=2, n_threads=n_threads) as ctx:
         if len(tokens) > 1:
             ctx.decode(tokens[:-1])
         with ctx.checkpoint() as ck:

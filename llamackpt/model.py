@@ -22,6 +22,9 @@ from .errors import ClosedError, LlamaError, ModelLoadError
 from .vocab import Vocab
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._params import ContextOptions
     from .context import Context
 
 __all__ = ["Model"]
@@ -215,7 +218,7 @@ class Model(Handle):
 
     # contexts
 
-    def context(self, **options: Any) -> Context:
+    def context(self, **options: Unpack[ContextOptions]) -> Context:
         """A Context of this model; see there for the options."""
         from .context import Context
 

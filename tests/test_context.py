@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import random
@@ -18,6 +19,7 @@ import pytest
 
 import llamackpt
 from llamackpt import ContextFullError, LlamaError, UnsupportedError
+from llamackpt._params import ContextOptions
 
 
 def test_logits_have_a_row_for_each_wanted_token(ctx: llamackpt.Context) -> None:
@@ -244,6 +246,28 @@ def test_positions_out_of_range_are_refused(ctx: llamackpt.Context) -> None:
     with pytest.raises(TypeError):
         ctx.decode([1], pos=1.5)  # type: ignore[arg-type]
     assert ctx.pos_max() == -1
+    with pytest.raises(ValueError, match=r"p1 is .*, not 2147483648"):
+        ctx.seq_rm(0, 0, 2**31)
+    with pytest.raises(ValueError, match=r"p0 is .*, not -1099511627776"):
+        ctx.seq_cp(0, 0, -(2**40), 2)
+    with pytest.raises(TypeError, match="p0 is an integer"):
+        ctx.seq_rm(0, 1.5)  # type: ignore[arg-type]
+
+
+def test_positions_are_not_shifted_out_of_range(archs: Path) -> None:
+    with llamackpt.Model(archs / "llama-dense.gguf") as model, model.context(n_ctx=64, n_threads=1) as ctx:
+        ctx.decode([1, 2, 3])
+        with pytest.raises(ValueError, match=r"delta is .*, not 2147483647"):
+            ctx.seq_add(0, 0, -1, 2**31 - 1)
+        with pytest.raises(ValueError, match=r"p1 is .*, not 2147483648"):
+            ctx.seq_div(0, 0, 2**31, 2)
+        assert (ctx.pos_min(), ctx.pos_max()) == (0, 2)
+
+
+def test_the_types_of_the_options_are_those_of_a_context() -> None:
+    wanted = inspect.get_annotations(llamackpt.Context.__init__)
+    wanted = {name: kind for name, kind in wanted.items() if name not in ("model", "return")}
+    assert {name: kind.__forward_arg__ for name, kind in ContextOptions.__annotations__.items()} == wanted
 
 
 def test_state_goes_out_and_in_and_garbage_does_not(ctx: llamackpt.Context) -> None:
