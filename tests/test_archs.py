@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,97 @@ def test_a_value_that_cannot_be_is_refused(
     assert "invalid model" in (load(tmp_path / "altered.gguf", content) or "loaded")
 
 
+def use(path: Path, content: bytes | bytearray) -> str | None:
+    """Why the file is refused, when it is loaded or when a context is made of it."""
+    path.write_bytes(content)
+    try:
+        with llamackpt.Model(path) as model, model.context(n_ctx=64, n_ubatch=16, checkpoints=1, n_threads=1) as ctx:
+            ctx.decode([1, 2, 3])
+    except llamackpt.LlamaError as err:
+        return str(err)
+    return None
+
+
+def altered_value(path: Path, key: str, value: float | None) -> bytearray:
+    """The file with another value of a number of 32 bits, or (None) without the key."""
+    content = bytearray(path.read_bytes())
+    full_key = f"{path.stem.rpartition('-')[0]}.{key}".encode()
+    stored = len(full_key).to_bytes(8, "little") + full_key
+    assert content.count(stored) == 1
+    at = content.index(stored) + len(stored)
+    if value is None:
+        content[at - 1] ^= 1
+    else:
+        content[at + 4 : at + 8] = struct.pack("<f" if isinstance(value, float) else "<I", value)
+    return content
+
+
+def altered_tensor(path: Path, name: str, kind: int | None) -> bytearray:
+    """The file with another type of a tensor, or (None) with another name of it."""
+    content = bytearray(path.read_bytes())
+    stored = len(name).to_bytes(8, "little") + name.encode()
+    assert content.count(stored) == 1
+    at = content.index(stored) + len(stored)
+    if kind is None:
+        content[at - 1] ^= 1
+    else:
+        n_dims = int.from_bytes(content[at : at + 4], "little")
+        content[at + 4 + 8 * n_dims : at + 8 + 8 * n_dims] = kind.to_bytes(4, "little")
+    return content
+
+
+# what the graph asserts, what the kernels do, and a division by zero
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("gptneox-dense", "rope.dimension_count", 7),
+        ("gptneox-dense", "rope.dimension_count", 384),
+        ("qwen-dense", "attention.head_count", 6),
+        ("qwen-dense", "attention.key_length", 129),
+        ("xverse-dense", "attention.key_length", 6),
+        ("laguna-moe", "expert_gating_func", 128),
+        ("qwen3-dense", "attention.layer_norm_rms_epsilon", -1.0),
+        ("gpt2-dense", "attention.layer_norm_epsilon", float("nan")),
+        ("paddleocr-moe", "rope.dimension_sections", None),
+        ("afmoe-moe", "attention.sliding_window", 0),
+        ("deepseek2-moe", "attention.temperature_scale", 1e30),
+    ],
+)
+def test_a_value_that_does_not_fit_the_tensors_is_refused(
+    every_arch: dict[str, Path], tmp_path: Path, name: str, key: str, value: float | None
+) -> None:
+    assert use(tmp_path / "altered.gguf", altered_value(every_arch[name], key, value))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("gptneox-dense", "rope.dimension_count", 0), ("laguna-moe", "attention.sliding_window", 2**31 - 1)],
+)
+def test_a_value_that_is_unusual_is_not(every_arch: dict[str, Path], tmp_path: Path, name: str, key: str, value: int) -> None:
+    assert use(tmp_path / "altered.gguf", altered_value(every_arch[name], key, value)) is None
+
+
+F16, I32 = 1, 26
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "kind"),
+    [
+        ("llama-dense", "output_norm.weight", F16),
+        ("llama-dense", "token_embd.weight", I32),
+        ("llama-dense", "blk.0.attn_q.weight", I32),
+        ("llama-moe", "blk.0.ffn_up_exps.weight", I32),
+        ("mamba-dense", "blk.1.ssm_conv1d.weight", F16),
+        ("mamba-dense", "blk.1.ssm_a", I32),
+        ("llama-dense", "blk.0.attn_norm.weight", None),
+    ],
+)
+def test_a_tensor_of_a_type_that_its_operation_does_not_have_is_refused(
+    every_arch: dict[str, Path], tmp_path: Path, name: str, tensor: str, kind: int | None
+) -> None:
+    assert use(tmp_path / "altered.gguf", altered_tensor(every_arch[name], tensor, kind))
+
+
 def test_altered_headers_never_abort(every_arch: dict[str, Path], tmp_path: Path) -> None:
     rng = random.Random(1)
     refused = 0
@@ -244,5 +336,5 @@ def test_altered_headers_never_abort(every_arch: dict[str, Path], tmp_path: Path
             altered = content.copy()
             for _ in range(rng.randint(1, 4)):
                 altered[rng.randrange(8, end)] = rng.choice([0, 1, rng.randrange(256), 255])
-            refused += load(tmp_path / "altered.gguf", altered) is not None
+            refused += use(tmp_path / "altered.gguf", altered) is not None
     assert refused > 50

@@ -166,6 +166,17 @@ def test_a_vocabulary_with_a_duplicate_is_refused(model: llamackpt.Model, tmp_pa
         llamackpt.Model(path)
 
 
+def test_an_interval_of_zero_layers_is_refused(tmp_path: Path) -> None:
+    key = b"qwen35.full_attention_interval"
+    content = bytearray(llamackpt.default_model().read_bytes())
+    at = content.index(key) + len(key) + 4
+    content[at : at + 4] = bytes(4)
+    path = tmp_path / "interval.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError, match="invalid model"):
+        llamackpt.Model(path)
+
+
 def test_flipped_bytes_in_the_header_never_crash(tmp_path: Path) -> None:
     whole = llamackpt.default_model().read_bytes()
     path = tmp_path / "flipped.gguf"

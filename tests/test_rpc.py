@@ -91,6 +91,38 @@ def test_split_over_two_devices_it_is_shared_as_well(ports: str, archs: Path, na
         assert (result["save"], result["restore"]) == (0, 0)
 
 
+FORKS = """
+import sys
+import numpy as np
+import llamackpt
+
+rpc, path = [f"127.0.0.1:{port}" for port in sys.argv[1].split(",")], sys.argv[2]
+with llamackpt.Model(path, rpc=rpc, split_mode="tensor") as model:
+    with model.context(n_ctx=256, n_seq_max=2, kv_unified=False, n_threads=1) as ctx:
+        tokens = [int(token) for token in np.random.default_rng(1).integers(0, model.n_vocab, 30)]
+        ctx.decode(tokens)
+        with ctx.checkpoint(full=True) as ck:
+            for _ in range(60):
+                ctx.seq_cp(0, 1)
+                if ck.tier == "shared":
+                    ck.restore(1)
+            found = np.array(ctx.decode([5], 1))
+        ctx.clear()
+        ctx.decode(tokens, 1)
+        print(np.allclose(found, ctx.decode([5], 1), rtol=1e-2, atol=1e-2 * np.abs(found).max()))
+"""
+
+
+@pytest.mark.parametrize("name", ["shipped", "qwen35-dense", "deepseek4-moe"])
+def test_split_over_two_devices_it_is_forked_as_often_as_you_like(ports: str, archs: Path, name: str) -> None:
+    """The backend that splits has room for 16 views of a tensor between two decodes, and aborts with the next one."""
+    path = llamackpt.default_model() if name == "shipped" else archs / f"{name}.gguf"
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, ports, str(path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 def test_an_address_without_a_server_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
