@@ -256,6 +256,31 @@ def test_several_answers_to_one_prompt_are_each_what_one_would_be(plain: Client,
         check_answers(plain, server)
 
 
+@pytest.mark.parametrize("n_prompt", [275, 420], ids=["the end does not fit", "more does not fit"])
+def test_several_answers_take_the_room_of_what_their_slots_had(plain: Client, hybrid: Path, n_prompt: int) -> None:
+    """A batch that does not fit is decoded in parts; the others start when all of the prompt is there."""
+    tokens = plain.tokenize("".join(PROMPTS) * 3)
+    prompt = tokens[-n_prompt:]
+    expected = greedy(plain, prompt, 20)
+    with start(hybrid, "--kv-unified", "--batch-size", "64", n_ctx=512, parallel=2) as server:
+        greedy(server.client(), tokens[:236], 4, cache_prompt=True, id_slot=1)
+        body = {"prompt": prompt, "n_predict": 20, "temperature": 0, "n_cmpl": 2, "return_tokens": True, "id_slot": 0}
+        answers = requests.post(f"{server.url}/completion", json=body, timeout=60).json()
+    assert len(answers) == 2
+    for answer in map(Completion.parse, answers):
+        assert answer.timings.prompt_n == n_prompt
+        assert_same(plain, prompt, expected, answer)
+
+
+@pytest.mark.parametrize("n_prompt", range(200, 206))
+def test_an_answer_with_drafts_fills_the_context_as_one_without(plain: Client, wild: Client, n_prompt: int) -> None:
+    prompt = (wild.tokenize(PROMPTS[7]) * 20)[:n_prompt]
+    found = greedy(wild, prompt, 100, ignore_eos=True)
+    assert found.timings.draft_n_accepted > 0
+    assert (found.stop, found.truncated, n_prompt + len(found.tokens)) == ("limit", True, 256)
+    assert_same(plain, prompt, greedy(plain, prompt, len(found.tokens), ignore_eos=True), found)
+
+
 def test_several_answers_to_an_empty_prompt_are_empty(hybrid: Path) -> None:
     with start(hybrid, n_ctx=512, parallel=2) as server:
         for n in (1, 2):

@@ -285,6 +285,23 @@ def test_checkpoints_keep_to_their_memory(plain: Client, hybrid: Path, cache: st
             assert_same(plain, last, greedy(plain, last, 4), greedy(client, last, 4))
 
 
+@pytest.mark.parametrize("draft", ["", "hybrid"])
+def test_no_checkpoint_is_on_the_host_where_none_may_be(plain: Client, hybrid: Path, draft: str) -> None:
+    """Neither the draft's part of one on the device, nor those of a prompt that comes back from the cache of prompts."""
+    flags = ("--cache-ram", "64", "--ckpt-host-mem", "0", "--checkpoint-min-step", "1")
+    if draft:
+        flags += ("--spec-type", "draft-simple", "--spec-draft-p-min", "0", "--model-draft", str(llamackpt.default_model()))
+    with start(hybrid, *flags, n_ctx=2048) as server:
+        client = server.client()
+        histories = ["".join(PROMPTS), "".join(reversed(PROMPTS))]
+        for turn in range(6):
+            prompt = histories[turn % 2] + f"# question {turn}\n"
+            found = greedy(client, prompt, 16, cache_prompt=True)
+            assert held(client)["host"] == 0
+            assert_same(plain, prompt, greedy(plain, prompt, 16), found)
+            assert turn < 2 or found.timings.prompt_n < 0.2 * found.n_prompt
+
+
 def test_timings_and_metrics_say_what_checkpoints_did(hybrid: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with start(hybrid, *DRAFTS, log=log, env={"LLAMA_TRACE": "1"}) as server:
@@ -394,17 +411,24 @@ def test_a_prompt_that_is_reused_in_full_is_no_miss(transformer: Path) -> None:
         assert not any(value for name, value in grown.items() if "misses" in name)
 
 
+@pytest.mark.parametrize("n_written", [4, 1], ids=["to before the end", "to the end"])
 @pytest.mark.parametrize("arch", ["jamba-dense", "mamba-dense"])
-def test_chunks_that_move_do_not_bring_back_the_state_of_what_was_between(archs: Path, arch: str) -> None:
+def test_chunks_that_move_do_not_bring_back_the_state_of_what_was_between(archs: Path, arch: str, n_written: int) -> None:
     """--cache-reuse moves attention cells; a recurrent state still knows of the tokens that are gone."""
     head, gone, kept, new = ([1 + (7 * i + salt) % 90 for i in range(n)] for salt, n in ((0, 40), (3, 30), (5, 60), (1, 8)))
     flags = ("--cache-reuse", "8", "--ubatch-size", "32", "--ckpt-device-mem", "0")
     with start(archs / f"{arch}.gguf", *flags, n_ctx=256) as server:
         client = server.client()
         prompt = [*head, *kept, *new]
-        client.completion([*head, *gone, *kept], max_tokens=4, ignore_eos=True)
+        client.completion([*head, *gone, *kept], max_tokens=n_written, ignore_eos=True)
         found = client.completion(prompt, max_tokens=1, temperature=0)
         assert found.timings.cache_n <= len(head)
+
+
+def test_a_context_is_shifted_where_no_layer_is_without_a_window(archs: Path) -> None:
+    """The cache of the layers without one has nothing to shift."""
+    with start(archs / "lfm2-dense.gguf", "--context-shift", n_ctx=256) as server:
+        assert len(server.client().completion([1, 2, 3] * 30, max_tokens=300, ignore_eos=True).tokens) == 300
 
 
 def test_a_request_that_fails_with_other_adapters_leaves_the_memory_to_the_others(hybrid: Path, tmp_path: Path) -> None:
