@@ -36,8 +36,8 @@ class Sequences:
             raise ValueError(f"sequence {seq_id} is out of range [0, {self.n_seq_max}); see n_seq_max")
 
     def _check_span(self, p0: int, p1: int) -> None:
-        check_range("p0", p0, -_POS_MAX, _POS_MAX)
-        check_range("p1", p1, -_POS_MAX, _POS_MAX)
+        check_range("p0", p0, -(2**31), 2**31 - 1)
+        check_range("p1", p1, -(2**31), 2**31 - 1)
 
     def _check_interrupted(self, seq_id: int) -> None:
         if self._interrupted and seq_id in self._interrupted:

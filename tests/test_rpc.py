@@ -26,13 +26,13 @@ CLIENT = Path(__file__).with_name("rpc_session.py")
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[str]:
-    with rpc_server("-t", "2", "-d", "CPU") as address:
+    with rpc_server("-t", "1", "-d", "CPU") as address:
         yield address.rpartition(":")[2]
 
 
 @pytest.fixture(scope="module")
 def ports(port: str) -> Iterator[str]:
-    with rpc_server("-t", "2", "-d", "CPU") as address:
+    with rpc_server("-t", "1", "-d", "CPU") as address:
         yield f"{port},{address.rpartition(':')[2]}"
 
 
