@@ -33,6 +33,21 @@ PROMPTS = [
 # letters in no order that could be learned: nearly every draft is wrong from its first token on
 NOISE = {"grammar": "root ::= [a-p]{1,2000}", "temperature": 20.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
+# what thinks behind every header; the next prompt has an answer there
+_TEMPLATE = """\
+{%- for message in messages -%}
+<|endoftext|>{{ message.role }}
+{{ message.content }}
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|endoftext|>assistant
+OPENING{% endif -%}"""
+
+
+def template(opening: str) -> str:
+    """Of a chat, in Jinja. opening: the lines that begin the reasoning."""
+    return _TEMPLATE.replace("OPENING", opening)
+
 
 def greedy(client: Client, prompt: str | list[int], n: int = 60, **more: object) -> Completion:
     return client.completion(prompt, max_tokens=n, temperature=0, **{"cache_prompt": False, **more})  # type: ignore[arg-type]

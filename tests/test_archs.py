@@ -193,6 +193,22 @@ def load(path: Path, content: bytes | bytearray) -> str | None:
     return None
 
 
+def altered_value(path: Path, key: str, value: float | str | None) -> bytearray:
+    """The file with another value of a number of 32 bits, with other first letters of a word, or (None) without the key."""
+    content = bytearray(path.read_bytes())
+    full_key = f"{path.stem.rpartition('-')[0]}.{key}".encode()
+    stored = len(full_key).to_bytes(8, "little") + full_key
+    assert content.count(stored) == 1
+    at = content.index(stored) + len(stored)  # its type
+    if value is None:
+        content[at - 1] ^= 1
+    elif isinstance(value, str):
+        content[at + 12 : at + 12 + len(value)] = value.encode()
+    else:
+        content[at + 4 : at + 8] = struct.pack("<f" if isinstance(value, float) else "<I", value)
+    return content
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
@@ -206,7 +222,7 @@ def load(path: Path, content: bytes | bytearray) -> str | None:
         ("llama-moe", "expert_group_count", 100),
         ("olmo2-dense", "attention.head_count", 0),
         ("phimoe-moe", "attention.head_count", 0),
-        ("plamo2-dense", "rope.scaling.type", None),
+        ("plamo2-dense", "rope.scaling.type", "?"),
         ("deepseek2-moe", "attention.key_length_mla", 1),
         ("jamba-dense", "embedding_length", 0),
         ("granitehybrid-dense", "embedding_length", 1),
@@ -219,18 +235,9 @@ def load(path: Path, content: bytes | bytearray) -> str | None:
     ],
 )
 def test_a_value_that_cannot_be_is_refused(
-    every_arch: dict[str, Path], tmp_path: Path, name: str, key: str, value: int | None
+    every_arch: dict[str, Path], tmp_path: Path, name: str, key: str, value: int | str
 ) -> None:
-    content = bytearray(every_arch[name].read_bytes())
-    full_key = f"{name.rpartition('-')[0]}.{key}".encode()
-    stored = len(full_key).to_bytes(8, "little") + full_key
-    assert content.count(stored) == 1
-    at = content.index(stored) + len(stored) + 4  # after its type
-    if value is None:  # a word: its first letter
-        content[at + 8] ^= 1
-    else:
-        content[at : at + 4] = value.to_bytes(4, "little")
-    assert "invalid model" in (load(tmp_path / "altered.gguf", content) or "loaded")
+    assert "invalid model" in (load(tmp_path / "altered.gguf", altered_value(every_arch[name], key, value)) or "loaded")
 
 
 def use(path: Path, content: bytes | bytearray) -> str | None:
@@ -242,20 +249,6 @@ def use(path: Path, content: bytes | bytearray) -> str | None:
     except llamackpt.LlamaError as err:
         return str(err)
     return None
-
-
-def altered_value(path: Path, key: str, value: float | None) -> bytearray:
-    """The file with another value of a number of 32 bits, or (None) without the key."""
-    content = bytearray(path.read_bytes())
-    full_key = f"{path.stem.rpartition('-')[0]}.{key}".encode()
-    stored = len(full_key).to_bytes(8, "little") + full_key
-    assert content.count(stored) == 1
-    at = content.index(stored) + len(stored)
-    if value is None:
-        content[at - 1] ^= 1
-    else:
-        content[at + 4 : at + 8] = struct.pack("<f" if isinstance(value, float) else "<I", value)
-    return content
 
 
 def altered_tensor(path: Path, name: str, kind: int | None) -> bytearray:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from random_server import OPS, Bench, draw, error_of, report
+from random_server import LENGTH, OPS, Bench, draw, error_of, report
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,6 @@ def test_whatever_is_asked_the_answer_is_that_of_the_model(bench: Bench, seed: s
 
 
 def test_the_operations_reach_what_they_are_for(bench: Bench) -> None:
-    assert sum(bench.done[name] for name in OPS) >= 40 * len(SEEDS)
+    assert sum(bench.done[name] for name in OPS) >= LENGTH * len(SEEDS)
     for what in ("reused", "from a checkpoint", "rejected", "restored"):
         assert bench.done[what] > 4, bench.done

@@ -22,6 +22,7 @@ from server_checks import (
     held,
     in_turns,
     start,
+    template,
 )  # fmt: skip
 
 import llamackpt
@@ -60,17 +61,7 @@ def test_a_conversation_decodes_only_what_is_new(plain: Client, drafting: Client
         history = prompt + f"answer {turn}\n"
 
 
-# thinks behind every header, and the next prompt has an answer there
-TEMPLATE = """\
-{%- for message in messages -%}
-<|endoftext|>{{ message.role }}
-{{ message.content }}
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|endoftext|>assistant
-<think>
-The question is:
-{% endif -%}"""
+TEMPLATE = template("<think>\nThe question is:\n")
 
 
 def n_decoded_and_new(server: Server, turn: Callable[[Client, str], tuple[str, Completion]]) -> list[tuple[int, int]]:
