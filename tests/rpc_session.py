@@ -35,6 +35,8 @@ class Counter:
         while True:
             client, _ = self._listener.accept()
             server = socket.create_connection(("127.0.0.1", self._target))
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or each small message waits for 40 ms
             for pair in ((client, server), (server, client)):
                 threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
 
