@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from feature_gguf import write_drafts
 from mtp_gguf import write_mtp
 from server_checks import PROMPTS
 
@@ -14,6 +15,7 @@ import llamackpt
 ARCHS = ["llama-dense", "gemma3-dense", "mamba2-dense", "jamba-dense", "falcon-h1-dense", "lfm2-dense", "qwen4exp-moe",
          "deepseek4-moe"]  # fmt: skip
 ATTENTION = ["llama-dense", "gemma3-dense"]  # --cache-reuse is an approximation there
+FEATURES = ["eagle3", "dflash", "dspark"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Config:
             parallel=rng.choice([1, 1, 2, 3]),
             n_slot=256 if arch else rng.choice([256, 512, 768] if not unified else [512, 768, 1280]),
             unified=unified,
-            draft=rng.choice(["none", "n-gram", "wild", "model"] + ([] if arch else ["mtp", "mixed"])),
+            draft=rng.choice(["none", "n-gram", "wild", "model"] + ([] if arch else ["mtp", "mixed", *FEATURES])),
             n_checkpoints=rng.choice([0, 1, 3, 32, 32]),
             device=rng.choice([0, 1, -1, -1]),
             host=rng.choice([0, 1, 8192, 8192]),
@@ -64,6 +66,16 @@ class Config:
             return f32
         return mtp if mtp.exists() else write_mtp(f32, mtp, PROMPTS[::2])
 
+    def features(self, directory: Path) -> str:
+        """A draft model that reads hidden states, and n-grams that are longer than its drafts."""
+        model = directory / f"{self.draft}.gguf"
+        if not model.exists():
+            write_drafts(self.model(directory), directory, PROMPTS[::2])
+        return (
+            f"--spec-type draft-{self.draft},ngram-simple --model-draft {model} --spec-draft-n-max 2 --spec-draft-p-min 0"
+            " --spec-ngram-simple-size-n 1 --spec-ngram-simple-size-m 8"
+        )
+
     def flags(self, directory: Path) -> list[str]:
         drafts = {
             "none": "",
@@ -80,6 +92,7 @@ class Config:
             f" --ctx-size {self.n_slot * self.n_parts} --{'' if self.unified else 'no-'}kv-unified"
             f" --ctx-checkpoints {self.n_checkpoints} --ckpt-device-mem {self.device} --ckpt-host-mem {self.host}"
             f" --cache-ram {self.ram} --cache-reuse {self.reuse} --checkpoint-min-step {self.min_step}"
-            f" --batch-size {self.n_batch} --ubatch-size {min(self.n_batch, 512)} {drafts[self.draft]}"
+            f" --batch-size {self.n_batch} --ubatch-size {min(self.n_batch, 512)} "
+            + (self.features(directory) if self.draft in FEATURES else drafts[self.draft])
         )
         return [*flags.split(), "--slot-save-path", f"{directory}/slots", "--chat-template-file", f"{directory}/template"]
