@@ -210,7 +210,8 @@ class Run:
             self.delete(i, 0, 0)
         again = self._decode_text(ck.seq, tokens)
         # a state that was written out has other cells of the attention, or those after it are others: sums in their order
-        moved = ck.written and self.kind.tokens
+        # of an empty sequence there is no state, and nothing that tells where its cells begin
+        moved = self.kind.tokens and (ck.written or ck.state.pos < 0)
         if not (nmse(again, first) < self.kind.bound if moved else np.array_equal(first, again)):
             raise Mismatch(f"not the same bits after a rejected draft: NMSE {nmse(again, first):.2g}")
         if deleted:
