@@ -445,3 +445,14 @@ def test_ctrl_c_stops_a_decode_and_a_checkpoint_brings_the_sequence_back() -> No
     os.kill(child.pid, signal.SIGINT)
     out, _ = child.communicate(timeout=120)
     assert (child.returncode, out) == (0, "restored\n")
+
+
+def test_a_removed_sequence_starts_anew_whatever_it_was_rolled_back_to(model: llamackpt.Model) -> None:
+    """seq_keep left the pending rollback of the others, and their next token was computed from a snapshot."""
+    with model.context(n_ctx=256, n_seq_max=2, n_rs_seq=4) as ctx:
+        expected = ctx.decode([5, 6], 1)
+        ctx.clear()
+        ctx.decode(list(range(10, 19)), 1)
+        ctx.seq_rm(1, 7)
+        ctx.seq_keep(0)
+        np.testing.assert_array_equal(ctx.decode([5, 6], 1), expected)
