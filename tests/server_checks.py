@@ -177,6 +177,17 @@ def check_conversations(plain: Client, client: Client) -> tuple[str, Completion]
     return prompt, found
 
 
+def check_slot_file(plain: Client, client: Client, text: str) -> None:
+    """The slot holds the text, and goes on with it after it was saved, erased and restored."""
+    client.save_slot(0, "one")
+    client.erase_slot(0)
+    client.restore_slot(0, "one")
+    longer = text + "\n# and then\n"
+    again = greedy(client, longer, cache_prompt=True)
+    assert_same(plain, longer, greedy(plain, longer), again)
+    assert again.timings.prompt_n < 0.2 * again.n_prompt
+
+
 def in_turns(client: Client, n: int, **more: object) -> str:
     """A prompt that has grown by a message each time; there is a checkpoint in front of each one."""
     delimiters = [{"role": "user", "delimiter": "<|endoftext|>user"}]

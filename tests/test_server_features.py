@@ -20,6 +20,7 @@ from server_checks import (
     check_answers,
     check_conversations,
     check_grammar,
+    check_slot_file,
     check_slots,
     counted,
     greedy,
@@ -31,6 +32,9 @@ from llamackpt.server import Client
 TYPES = {"eagle3": "draft-eagle3", "dflash": "draft-dflash", "dspark": "draft-dspark"}
 NGRAMS = ("--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "8")
 NO_CONTEXT_CHECKPOINTS = ("--ctx-checkpoints", "0")  # and so no spare cell, unless drafts need one
+
+# llama.cpp's default samples the drafts on the backend: with several slots EAGLE3 got numbers there that are no tokens, an abort
+CPU_SAMPLING = ("--no-spec-draft-backend-sampling",)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def flags(drafts: dict[str, Path], name: str, n_max: int) -> tuple[str, ...]:
     """n_max: of the draft model, and of the memory's snapshots; 1 brings n-grams of up to 8 as well."""
     types = TYPES[name] + (",ngram-simple" if n_max == 1 else "")
     model = ("--spec-draft-model", str(drafts[name]), "--spec-draft-n-max", str(n_max), "--spec-draft-p-min", "0")
-    return ("--spec-type", types, *NGRAMS, *model)
+    return ("--spec-type", types, *NGRAMS, *model, *CPU_SAMPLING)
 
 
 @pytest.mark.parametrize("n_max", [3, 1])
@@ -118,13 +122,7 @@ def test_a_conversation_goes_on_from_its_checkpoints(
     with start(hybrid, *flags(drafts, name, 1), "--cache-ram", "64", "--slot-save-path", str(tmp_path)) as server:
         client = server.client()
         prompt, found = check_conversations(plain, client)
-        client.save_slot(0, "one")
-        client.erase_slot(0)
-        client.restore_slot(0, "one")
-        longer = prompt + found.text + "\n# and then\n"
-        again = greedy(client, longer, cache_prompt=True)
-        assert_same(plain, longer, greedy(plain, longer), again)
-        assert again.timings.prompt_n < 0.2 * again.n_prompt
+        check_slot_file(plain, client, prompt + found.text)
 
 
 def test_the_draft_model_goes_on_where_a_restored_prompt_ends(hybrid: Path, drafts: dict[str, Path], tmp_path: Path) -> None:

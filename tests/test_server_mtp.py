@@ -24,6 +24,7 @@ from server_checks import (
     check_grammar,
     check_left,
     check_seed,
+    check_slot_file,
     check_slots,
     counted,
     greedy,
@@ -197,10 +198,4 @@ def test_a_conversation_goes_on_from_its_checkpoints(plain: Client, mtp: Path, t
         client = server.client()
         prompt, found = check_conversations(plain, client)
         assert held(client)["host"] < 8 * 114 * 2**10  # states that made room; of what the block holds, nothing
-        client.save_slot(0, "one")
-        client.erase_slot(0)
-        client.restore_slot(0, "one")
-        longer = prompt + found.text + "\n# and then\n"
-        again = greedy(client, longer, cache_prompt=True)
-        assert_same(plain, longer, greedy(plain, longer), again)
-        assert again.timings.prompt_n < 0.2 * again.n_prompt
+        check_slot_file(plain, client, prompt + found.text)
