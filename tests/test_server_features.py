@@ -33,7 +33,7 @@ TYPES = {"eagle3": "draft-eagle3", "dflash": "draft-dflash", "dspark": "draft-ds
 NGRAMS = ("--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "8")
 NO_CONTEXT_CHECKPOINTS = ("--ctx-checkpoints", "0")  # and so no spare cell, unless drafts need one
 
-# llama.cpp's default samples the drafts on the backend: with several slots EAGLE3 got numbers there that are no tokens, an abort
+# llama.cpp's default samples drafts on the backend: with several slots EAGLE3 got numbers from it that are no tokens, an abort
 CPU_SAMPLING = ("--no-spec-draft-backend-sampling",)
 
 
