@@ -73,7 +73,7 @@ class Config:
             write_drafts(self.model(directory), directory, PROMPTS[::2])
         return (
             f"--spec-type draft-{self.draft},ngram-simple --model-draft {model} --spec-draft-n-max 2 --spec-draft-p-min 0"
-            " --spec-ngram-simple-size-n 1 --spec-ngram-simple-size-m 8 --no-spec-draft-backend-sampling"
+            " --spec-ngram-simple-size-n 1 --spec-ngram-simple-size-m 8"
         )
 
     def flags(self, directory: Path) -> list[str]:

@@ -33,9 +33,6 @@ TYPES = {"eagle3": "draft-eagle3", "dflash": "draft-dflash", "dspark": "draft-ds
 NGRAMS = ("--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "8")
 NO_CONTEXT_CHECKPOINTS = ("--ctx-checkpoints", "0")  # and so no spare cell, unless drafts need one
 
-# llama.cpp's default samples drafts on the backend: with several slots EAGLE3 got numbers from it that are no tokens, an abort
-CPU_SAMPLING = ("--no-spec-draft-backend-sampling",)
-
 
 @pytest.fixture(scope="module")
 def drafts(hybrid: Path) -> dict[str, Path]:
@@ -52,7 +49,7 @@ def flags(drafts: dict[str, Path], name: str, n_max: int) -> tuple[str, ...]:
     """n_max: of the draft model, and of the memory's snapshots; 1 brings n-grams of up to 8 as well."""
     types = TYPES[name] + (",ngram-simple" if n_max == 1 else "")
     model = ("--spec-draft-model", str(drafts[name]), "--spec-draft-n-max", str(n_max), "--spec-draft-p-min", "0")
-    return ("--spec-type", types, *NGRAMS, *model, *CPU_SAMPLING)
+    return ("--spec-type", types, *NGRAMS, *model)
 
 
 @pytest.mark.parametrize("n_max", [3, 1])
