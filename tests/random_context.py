@@ -209,9 +209,8 @@ class Run:
         if deleted:
             self.delete(i, 0, 0)
         again = self._decode_text(ck.seq, tokens)
-        # a state that was written out has other cells of the attention, or those after it are others: sums in their order
-        # of an empty sequence there is no state, and nothing that tells where its cells begin
-        moved = self.kind.tokens and (ck.written or ck.state.pos < 0)
+        # cells of the attention that were written out come back into others: sums in their order
+        moved = self.kind.tokens and ck.written and (ck.full or self.kind.window or not self.kind.recurrent)
         if not (nmse(again, first) < self.kind.bound if moved else np.array_equal(first, again)):
             raise Mismatch(f"not the same bits after a rejected draft: NMSE {nmse(again, first):.2g}")
         if deleted:
