@@ -40,7 +40,8 @@ class Context(Decoding, Handle):
     kv_unified:  one cache for all sequences rather than one each, where a fork of a full checkpoint is a copy on the device.
     flash_attn:  "auto", True or False.
     type_k, type_v: type of the KV cache, "f16" by default.
-    n_rs_seq:    llama.cpp's own rollback snapshots per sequence, for the architectures that have them.
+    n_rs_seq:    llama.cpp's own rollback snapshots per sequence, for the architectures that have them: seq_rm() takes
+                 back as many of the last batch's tokens, but not the first of these.
     offload_kqv: keep the KV cache on the GPU, with the layers that are there.
     swa_full:    a cache of full size for the layers with a sliding window.
 

@@ -301,16 +301,14 @@ class Run:
         state = self.memory.seqs[seq]
         n = state.pos + 1 - p0
         n_snapshots = 0 if state.copied else self.ctx.n_rs_seq
-        if self.kind.streams:  # it knows how many the last batch left
-            n_snapshots = min(n_snapshots, state.n_last)
+        # of the last batch, and DeepSeek V4 keeps the state before it as well
+        n_snapshots = min(n_snapshots, state.n_last if self.kind.streams else state.n_last - 1)
         allowed = not state.pending and 1 <= n <= n_snapshots and not self.memory.shares_state(seq)
         if not allowed:
             with refused(UnsupportedError):
                 self.ctx.seq_rm(seq, p0)
             return
         if not self._is_text(state):
-            return
-        if n >= state.n_last and not self.kind.streams and self._excluded("snapshots"):
             return
         if not self._whole_window(seq) and self._excluded("snapshots-window"):
             return
