@@ -405,9 +405,6 @@ class Run:
     def keep(self, a: int, b: int, c: int) -> None:
         if c % 4:
             return
-        split = self.kind.tokens and not self.kind.streams and not self.memory.unified
-        if split and not self.memory.saved and self._excluded("keep-streams"):
-            return
         self.ctx.seq_keep(a % N_SEQ)
         for seq in range(N_SEQ):
             if seq != a % N_SEQ:

@@ -50,7 +50,6 @@ class Kind:
 # what is left out, and why; random_ops.py --include NAME shows each
 EXCLUDED = {
     "snapshots-window": "llama.cpp rolls back though tokens that are in the window again may be gone",
-    "keep-streams": "llama.cpp's seq_keep() with kv_unified=False removes nothing but the sequence itself from its own cache",
     "middle-kpool": "llama.cpp computes NaN with GLM 5 after tokens in the middle of a sequence were removed",
     "state-moved": "llama.cpp's serialised state lacks the copies and shifts that the next decode is going to make",
 }

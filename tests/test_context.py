@@ -123,15 +123,18 @@ def test_bad_batches_are_refused(ctx: llamackpt.Context) -> None:
     assert ctx.pos_max() == 2
 
 
-def test_sequences_are_copied_kept_and_removed(ctx: llamackpt.Context) -> None:
-    ctx.decode([1, 2, 3], 0)
-    ctx.seq_cp(0, 1)
-    assert [ctx.pos_max(s) for s in range(3)] == [2, 2, -1]
-    ctx.seq_keep(1)
-    assert [ctx.pos_max(s) for s in range(3)] == [-1, 2, -1]
-    ctx.seq_rm(1)
-    assert ctx.pos_max(1) == -1
-    assert ctx.pos_min(1) == -1
+@pytest.mark.parametrize("kv_unified", [True, False])
+@pytest.mark.parametrize("name", ["qwen35-dense", "llama-dense", "gemma3-dense", "mamba2-dense"])
+def test_sequences_are_copied_kept_and_removed(archs: Path, name: str, kv_unified: bool) -> None:
+    with llamackpt.Model(archs / f"{name}.gguf") as model, model.context(n_seq_max=3, kv_unified=kv_unified) as ctx:
+        ctx.decode([1, 2, 3], 0)
+        ctx.seq_cp(0, 1)
+        assert [ctx.pos_max(s) for s in range(3)] == [2, 2, -1]
+        ctx.seq_keep(1)
+        assert [ctx.pos_max(s) for s in range(3)] == [-1, 2, -1]
+        ctx.seq_rm(1)
+        assert ctx.pos_max(1) == -1
+        assert ctx.pos_min(1) == -1
 
 
 def test_a_part_of_a_recurrent_sequence_cannot_be_removed(ctx: llamackpt.Context) -> None:
