@@ -41,7 +41,6 @@ class Run:
         self.done: Counter[str] = Counter()
         self.include = include
         self.deleted: list[llamackpt.Checkpoint] = []
-        self.moved = False
 
     def _excluded(self, name: str) -> bool:
         self.done[f"excluded {name}"] += 1
@@ -86,7 +85,6 @@ class Run:
         fits = self.memory.fits(counts)
         try:
             logits = self.ctx.decode_batch(batch)
-            self.moved = False
         except ContextFullError:
             if fits:
                 raise Mismatch(f"no room for {counts}") from None
@@ -239,7 +237,6 @@ class Run:
     def _decode_text(self, seq: int, tokens: list[int]) -> np.ndarray:
         state = self.memory.seqs[seq].decoded(tokens, [new_cell() for _ in tokens])
         logits = self.ctx.decode(tokens, seq)[0]
-        self.moved = False
         self.memory.seqs[seq] = state
         error = nmse(logits, self.oracle.logits(state.events))
         if not error < self.kind.bound:
@@ -352,7 +349,6 @@ class Run:
         if self.kind.tokens or self.memory.seqs[dst].pending:
             self.remove_all(dst, 0, 0)  # it would have the tokens of both
         self.ctx.seq_cp(src, dst)
-        self.moved = True
         self.memory.on_removed(dst, 0)
         if self.kind.streams:
             state = replace(state.copy(), pending=False)
@@ -370,8 +366,6 @@ class Run:
         src, dst = a % N_SEQ, b % N_SEQ
         state = self.memory.seqs[src]
         if src == dst or state.pos < 0 or not self.memory.fits({dst: len(state.cells)}, without=dst):
-            return
-        if self.moved and self._excluded("state-moved"):
             return
         self.ctx.state_set(dst, self.ctx.state_get(src))
         self.memory.on_removed(dst, 0)
@@ -392,9 +386,6 @@ class Run:
             if ck.tier == "shared" and self.kind.exact and not self.kind.index:
                 raise
             self.done["not read"] += 1
-            return
-        self.moved &= ck.written  # otherwise what was pending is done now
-        if self.moved and self._excluded("state-moved"):
             return
         if self.memory.fits({dst: len(ck.state.cells)}, without=dst):
             self.ctx.state_set(dst, data)
@@ -427,7 +418,6 @@ class Run:
             p0, delta = gaps[0]
         self.memory.on_moved(seq, p0, 2**31)
         self.ctx.seq_add(seq, p0, -1, delta)
-        self.moved = True
         self.memory.seqs[seq] = state.shifted(p0, 2**31 - 1, delta)
 
     def clear(self, a: int, b: int, c: int) -> None:

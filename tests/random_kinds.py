@@ -51,7 +51,6 @@ class Kind:
 EXCLUDED = {
     "snapshots-window": "llama.cpp rolls back though tokens that are in the window again may be gone",
     "middle-kpool": "llama.cpp computes NaN with GLM 5 after tokens in the middle of a sequence were removed",
-    "state-moved": "llama.cpp's serialised state lacks the copies and shifts that the next decode is going to make",
 }
 KINDS = {
     kind.name: kind

@@ -459,3 +459,24 @@ def test_a_removed_sequence_starts_anew_whatever_it_was_rolled_back_to(model: ll
         ctx.seq_rm(1, 7)
         ctx.seq_keep(0)
         np.testing.assert_array_equal(ctx.decode([5, 6], 1), expected)
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_state_has_the_copies_and_shifts_that_are_not_computed_yet(archs: Path, kv_unified: bool) -> None:
+    """llama.cpp computes them with the next batch. It wrote a state without them, and let them overwrite one that was read."""
+    with (
+        llamackpt.Model(archs / "llama-dense.gguf") as model,
+        model.context(n_ctx=512, n_seq_max=3, kv_unified=kv_unified) as ctx,
+        model.context(n_ctx=512, n_seq_max=3, kv_unified=kv_unified) as ref,
+    ):
+        ctx.decode(range(1, 9), 0)
+        ctx.seq_cp(0, 1)
+        ctx.seq_add(1, 0, -1, 20)
+        other = ctx.state_get(1)
+        ref.state_set(0, other)
+        want = ctx.decode([9], 1)
+        np.testing.assert_allclose(ref.decode([9], 0), want, rtol=0, atol=1e-5)
+
+        ctx.seq_cp(0, 2)
+        ctx.state_set(2, other)  # in the place of the copy
+        np.testing.assert_allclose(ctx.decode([9], 2), want, rtol=0, atol=1e-5)
