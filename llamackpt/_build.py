@@ -48,6 +48,11 @@ static void llamackpt_log_drop(enum ggml_log_level level, const char * text, voi
 static void llamackpt_log_enable(void)  { llama_log_set(llamackpt_log_forward, NULL); }
 static void llamackpt_log_disable(void) { llama_log_set(llamackpt_log_drop,    NULL); }
 
+// the id is in memory of Python's before Python runs again: where a signal handler raises then, it is not lost
+static void llamackpt_checkpoint_save(llama_memory_t mem, llama_seq_id seq_id, uint32_t flags, llama_checkpoint_id * id) {
+    *id = llama_memory_checkpoint_save(mem, seq_id, flags);
+}
+
 static double llamackpt_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

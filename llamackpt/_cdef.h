@@ -216,6 +216,7 @@ float *     llama_get_logits    (struct llama_context * ctx);
 float *     llama_get_logits_ith(struct llama_context * ctx, int32_t i);
 
 // ours, see _build.py
+void llamackpt_checkpoint_save(llama_memory_t mem, llama_seq_id seq_id, uint32_t flags, llama_checkpoint_id * id);
 void llamackpt_log_enable(void);
 void llamackpt_log_disable(void);
 bool llamackpt_abort_poll(void * data);

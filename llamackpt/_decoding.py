@@ -105,22 +105,22 @@ class Decoding(Sequences):
         """Several batches. If a later one does not fit, the sequence goes back to where it was."""
         scratch, out = self._scratch, []
         mask = scratch.mask(len(ids), logits)
-        ident = lib.llama_memory_checkpoint_save(gate.memory, seq_id, 0)
+        slot = gate.slot()
         try:
+            lib.llamackpt_checkpoint_save(gate.memory, seq_id, 0, slot)
             for at in range(0, len(ids), scratch.capacity):
                 part = slice(at, at + scratch.capacity)
                 scratch.fill(ids[part], start + at, seq_id, mask[part])
                 self._decode(gate, scratch, (seq_id,))
                 out.append(self._logits(gate, scratch, True))
         except BaseException as err:
-            if ident >= 0 and lib.llama_memory_checkpoint_restore(gate.memory, seq_id, ident) == 0:
+            if slot[0] >= 0 and lib.llama_memory_checkpoint_restore(gate.memory, seq_id, slot[0]) == 0:
                 self._interrupted.discard(seq_id)
             elif isinstance(err, ContextFullError):
                 raise DecodeError(f"no room for {len(ids)} tokens, and the {at} decoded ones cannot be taken back") from err
             raise
         finally:
-            if ident >= 0:
-                lib.llama_memory_checkpoint_delete(gate.memory, ident)
+            ffi.release(slot)  # the next call deletes it
         return np.concatenate(out)
 
     def decode_batch(self, batch: Batch, *, copy: bool = True) -> npt.NDArray[np.float32]:

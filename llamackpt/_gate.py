@@ -5,17 +5,18 @@ It knows the pointers and nothing of what is done with them.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ._ffi import lib
+from ._ffi import ffi, lib
 from ._owned import forks
 from .errors import ClosedError, LlamaError
 
 __all__ = ["Gate"]
+
+_SLOT = ffi.typeof("llama_checkpoint_id *")
 
 
 class Gate:
@@ -24,7 +25,7 @@ class Gate:
     model: what the context needs for as long as it lives.
     """
 
-    __slots__ = ("_deleted", "_forks", "_lock", "ctx", "memory", "model")
+    __slots__ = ("_deleted", "_forks", "_lock", "_note", "ctx", "memory", "model")
 
     def __init__(self, ctx: Any, memory: Any, model: Any) -> None:
         self.ctx = ctx
@@ -32,7 +33,8 @@ class Gate:
         self.model = model
         self._forks = forks()
         self._lock = threading.RLock()  # not to enter it twice: it knows its thread
-        self._deleted: deque[int] = deque()
+        self._deleted: deque[Any] = deque()  # what was in slots that are gone
+        self._note = self._deleted.append
 
     def __enter__(self) -> Gate:
         lock = self._lock
@@ -58,19 +60,31 @@ class Gate:
         """The lock's own. It is in C: no signal handler can raise between the end of the block and the release."""
         return self._lock.__exit__
 
+    def slot(self) -> Any:
+        """Memory for the id of a checkpoint, for llamackpt_checkpoint_save(). When the slot goes the checkpoint is deleted by
+        the next call, in whatever thread and at whatever time: the destructor is in C, where no signal handler can raise.
+        """
+        return ffi.gc(ffi.new(_SLOT, -1), self._note)
+
     def _flush(self) -> None:
-        while self._deleted:
-            lib.llama_memory_checkpoint_delete(self.memory, self._deleted[0])
+        while self._deleted:  # an id is never used again, so it may be deleted twice; the -1 of an unused slot is none
+            lib.llama_memory_checkpoint_delete(self.memory, self._deleted[0][0])
             self._deleted.popleft()
 
-    def delete_checkpoint(self, ident: int) -> None:
-        """Now, or with the next call if the context is busy: a checkpoint can be collected in any thread at any time."""
-        self._deleted.append(ident)
-        with contextlib.suppress(LlamaError), self:
+    def delete_checkpoint(self, slot: Any) -> None:
+        """Now, or with the next call if the context is busy. The slot cannot be read afterwards."""
+        ffi.release(slot)
+        try:
+            with self:
+                pass
+        except LlamaError:
             pass
 
     def close(self) -> None:
         """Free the context. Raises LlamaError if another thread is in it."""
-        with contextlib.suppress(ClosedError), self:
-            self.ctx = None  # which frees it
-            self.memory = self.model = None
+        try:
+            with self:
+                self.ctx = None  # which frees it
+                self.memory = self.model = None
+        except ClosedError:
+            pass

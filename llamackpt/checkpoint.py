@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +12,6 @@ from .errors import (
     CheckpointError,
     CheckpointMemoryError,
     ClosedError,
-    LlamaError,
     StaleCheckpointError,
     UnsupportedError,
 )
@@ -76,14 +74,16 @@ class Checkpoint(Handle):
     """The state of one sequence at one position. Made by Context.checkpoint().
 
     A rollback checkpoint goes back into its own sequence. A full one goes into any (a fork), and outlives its sequence.
-    Restoring does not consume it. It is deleted at the end of a `with`, by delete(), or with the last reference to it.
+    Restoring does not consume it. It is deleted at the end of a `with`, by delete(), or with the last reference to it, by the
+    next call into its context.
     """
 
-    __slots__ = ("__weakref__", "_context", "_id", "full", "seq_id")
+    __slots__ = ("__weakref__", "_context", "_id", "_slot", "full", "seq_id")
 
-    def __init__(self, context: Context, ident: int, seq_id: int, full: bool) -> None:
+    def __init__(self, context: Context, slot: Any, seq_id: int, full: bool) -> None:
         self._context: Context | None = context
-        self._id = ident
+        self._slot = slot  # for its end alone: see Gate.slot()
+        self._id: int = slot[0]
         self.seq_id = seq_id
         self.full = full
 
@@ -186,7 +186,7 @@ class Checkpoint(Handle):
         """Give back what it holds. Deleting twice is fine."""
         context = self._context
         if context is not None:
-            context._gate.delete_checkpoint(self._id)
+            context._gate.delete_checkpoint(self._slot)
             self._context = None
 
     def __enter__(self) -> Checkpoint:
@@ -197,10 +197,6 @@ class Checkpoint(Handle):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.delete()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, LlamaError):  # half-made, or the context is gone
-            self.delete()
 
     def __repr__(self) -> str:
         state = "" if self._context is not None else " (deleted)"

@@ -163,11 +163,12 @@ class Context(Decoding, Handle):
             if not 0 <= seq_id < self.n_seq_max:
                 self._check_seq(seq_id)
             self._check_interrupted(seq_id)
-            ident = lib.llama_memory_checkpoint_save(gate.memory, seq_id, flags | lib.LLAMA_CHECKPOINT_FULL if full else flags)
-            if ident < 0:
+            slot = gate.slot()
+            lib.llamackpt_checkpoint_save(gate.memory, seq_id, flags | lib.LLAMA_CHECKPOINT_FULL if full else flags, slot)
+            if slot[0] < 0:
                 self._memory(gate)
-                check_status(ident, f"checkpoint of sequence {seq_id}")
-        return Checkpoint(self, ident, seq_id, full)
+                check_status(slot[0], f"checkpoint of sequence {seq_id}")
+        return Checkpoint(self, slot, seq_id, full)
 
     def checkpoint_perf(self) -> CheckpointPerf:
         """Counts and times of the checkpoints so far."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import random
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -269,6 +274,115 @@ def test_a_checkpoint_collected_in_another_thread_is_deleted(ctx: llamackpt.Cont
     thread.join()
     ctx.pos_max()
     assert ctx.checkpoint_perf().n_delete == 1
+
+
+def alive(ctx: llamackpt.Context) -> int:
+    perf = ctx.checkpoint_perf()
+    return perf.n_save - perf.n_delete
+
+
+def test_a_checkpoint_in_a_cycle_is_deleted(ctx: llamackpt.Context) -> None:
+    start(ctx)
+    cycle: list[object] = [ctx.checkpoint()]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    assert alive(ctx) == 0
+
+
+def test_a_checkpoint_that_is_deleted_while_the_context_is_busy_waits_for_the_next_call(ctx: llamackpt.Context) -> None:
+    start(ctx)
+    ck = ctx.checkpoint()
+    with ctx._gate:  # as a call that a handler interrupts
+        ck.delete()
+        ck.delete()
+        assert not ck.valid
+    assert alive(ctx) == 0
+
+
+class AsItReturns:
+    """llama.cpp where a signal handler raises the moment that one of its functions has returned."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, attr: str) -> object:
+        value = getattr(lib, attr)
+        if self.name not in attr:
+            return value
+
+        def call(*args: object) -> None:
+            value(*args)
+            raise KeyboardInterrupt
+
+        return call
+
+
+@pytest.mark.parametrize("module", ["context", "_decoding"])
+def test_ctrl_c_as_a_checkpoint_is_saved_loses_none(
+    model: llamackpt.Model, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with model.context(n_ctx=256, n_batch=8, checkpoints=1) as ctx:
+        start(ctx)
+        monkeypatch.setattr(f"llamackpt.{module}.lib", AsItReturns("checkpoint_save"))
+        with pytest.raises(KeyboardInterrupt):
+            ctx.checkpoint() if module == "context" else ctx.decode(list(range(20)))
+        monkeypatch.undo()
+        assert alive(ctx) == 0
+        assert ctx.checkpoint().tier == "shared"
+
+
+def test_a_signal_handler_that_raises_anywhere_loses_no_checkpoint(ctx: llamackpt.Context) -> None:
+    class Tick(Exception):
+        pass
+
+    def tick(*_: object) -> None:
+        raise Tick
+
+    def work() -> None:
+        for _ in range(200):
+            ck = ctx.checkpoint()
+            ck.delete()
+            ck = ctx.checkpoint()
+            del ck
+
+    start(ctx)
+    rng = random.Random(1)
+    before = signal.signal(signal.SIGALRM, tick)
+    try:
+        for _ in range(500):
+            with contextlib.suppress(Tick):
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-5, 4e-4))
+                work()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert alive(ctx) == 0
+
+
+ENDS = """
+import os, sys, llamackpt
+model = llamackpt.Model(llamackpt.default_model())
+ctx = model.context(n_ctx=256, n_threads=1, checkpoints=2)
+ctx.decode([1, 2, 3])
+kept, forgotten, deleted = ctx.checkpoint(), ctx.checkpoint(), ctx.checkpoint()
+if os.fork() == 0:
+    deleted.delete()
+    del forgotten
+    sys.exit(0)
+assert os.wait()[1] == 0
+perf = ctx.checkpoint_perf()
+assert (perf.n_save, perf.n_delete) == (3, 0), perf
+for ck in (kept, forgotten, deleted):
+    ck.restore()
+sys.modules["kept"] = kept
+"""
+
+
+def test_a_fork_and_the_end_of_python_delete_no_checkpoint_of_another_process() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("seq_id", [-1, 3, 255, 256, 2**31 - 1])
