@@ -48,7 +48,16 @@ static void llamackpt_log_drop(enum ggml_log_level level, const char * text, voi
 static void llamackpt_log_enable(void)  { llama_log_set(llamackpt_log_forward, NULL); }
 static void llamackpt_log_disable(void) { llama_log_set(llamackpt_log_drop,    NULL); }
 
-// the id is in memory of Python's before Python runs again: where a signal handler raises then, it is not lost
+// the result is in memory of Python's before Python runs again: where a signal handler raises then, it is not lost
+
+static void llamackpt_load(const char * path, struct llama_model_params params, struct llama_model ** model) {
+    *model = llama_model_load_from_file(path, params);
+}
+
+static void llamackpt_init(struct llama_model * model, struct llama_context_params params, struct llama_context ** ctx) {
+    *ctx = llama_init_from_model(model, params);
+}
+
 static void llamackpt_checkpoint_save(llama_memory_t mem, llama_seq_id seq_id, uint32_t flags, llama_checkpoint_id * id) {
     *id = llama_memory_checkpoint_save(mem, seq_id, flags);
 }

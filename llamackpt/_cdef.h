@@ -138,10 +138,8 @@ ggml_backend_dev_t ggml_backend_reg_dev_get         (ggml_backend_reg_t reg, siz
 struct llama_model_params   llama_model_default_params(void);
 struct llama_context_params llama_context_default_params(void);
 
-struct llama_model * llama_model_load_from_file(const char * path_model, struct llama_model_params params);
 void llama_model_free(struct llama_model * model);
 
-struct llama_context * llama_init_from_model(struct llama_model * model, struct llama_context_params params);
 void llama_free(struct llama_context * ctx);
 void llama_synchronize(struct llama_context * ctx);
 
@@ -216,6 +214,8 @@ float *     llama_get_logits    (struct llama_context * ctx);
 float *     llama_get_logits_ith(struct llama_context * ctx, int32_t i);
 
 // ours, see _build.py
+void llamackpt_load(const char * path, struct llama_model_params params, struct llama_model ** model);
+void llamackpt_init(struct llama_model * model, struct llama_context_params params, struct llama_context ** ctx);
 void llamackpt_checkpoint_save(llama_memory_t mem, llama_seq_id seq_id, uint32_t flags, llama_checkpoint_id * id);
 void llamackpt_log_enable(void);
 void llamackpt_log_disable(void);

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from ._ffi import ffi
 
-__all__ = ["Handle", "forks", "owned"]
+__all__ = ["Handle", "forks", "owned", "slot_for", "taken"]
 
 _forks = 0
 
@@ -38,6 +38,18 @@ def owned(pointer: Any, free: Callable[[Any], object]) -> Any:
             free(pointer)
 
     return ffi.gc(pointer, release)
+
+
+def slot_for(kind: str, free: Callable[[Any], object]) -> Any:
+    """Memory for a pointer that llama.cpp writes there: it is owned before Python runs again, or a signal handler that raises
+    then would lose it. kind: as "struct llama_model **".
+    """
+    return owned(ffi.new(kind), lambda slot: slot[0] and free(slot[0]))
+
+
+def taken(slot: Any) -> Any:
+    """What llama.cpp wrote into this slot_for(), freed with the last reference to what this returns."""
+    return ffi.gc(slot[0], lambda _, slot=slot: None)  # all that it does is to hold the slot
 
 
 class Handle:

@@ -15,7 +15,7 @@ from . import _caught, log
 from ._decoding import Decoding
 from ._ffi import ffi, lib
 from ._gate import Gate
-from ._owned import Handle, owned
+from ._owned import Handle, slot_for, taken
 from ._params import check_range, context_params
 from ._scratch import Scratch
 from .checkpoint import FLAGS, Checkpoint, CheckpointPerf, check_status
@@ -85,12 +85,12 @@ class Context(Decoding, Handle):
         params.abort_callback_data = self._polled
 
         log.reset_reason()
-        ctx = lib.llama_init_from_model(handle, params)
-        if ctx != ffi.NULL:
-            ctx = owned(ctx, lib.llama_free)
+        slot = slot_for("struct llama_context **", lib.llama_free)
+        lib.llamackpt_init(handle, params, slot)
         _caught.reraise()
-        if ctx == ffi.NULL:
+        if slot[0] == ffi.NULL:
             raise LlamaError("llama.cpp cannot make a context of this model with these options", log=log.reason())
+        ctx = taken(slot)
         self._gate = Gate(ctx, lib.llama_get_memory(ctx), handle)
         model._contexts.add(self)
         self.n_ctx = int(lib.llama_n_ctx(ctx))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from . import _caught, log
 from ._ffi import ffi, lib
-from ._owned import Handle, owned
+from ._owned import Handle, slot_for, taken
 from ._params import SPLIT_MODES, check_range, choice
 from ._remote import remote_devices
 from .errors import ClosedError, LlamaError, ModelLoadError
@@ -94,18 +94,17 @@ class Model(Handle):
         params.progress_callback_user_data = handle
 
         log.reset_reason()
-        model = lib.llama_model_load_from_file(os.fsencode(self.path), params)
-        if model != ffi.NULL:
-            model = owned(model, lib.llama_model_free)  # by its contexts as well
+        slot = slot_for("struct llama_model **", lib.llama_model_free)
+        lib.llamackpt_load(os.fsencode(self.path), params, slot)
         _caught.reraise()
         if state.cancelled:
             raise ModelLoadError(f"{self.path}: loading was cancelled")
-        if model == ffi.NULL:
+        if slot[0] == ffi.NULL:
             raise ModelLoadError(f"{self.path}: llama.cpp cannot load this model", log=log.reason())
-        self._model = model
-        self._vocab = Vocab(lib.llama_model_get_vocab(model), self._model)
+        self._model = taken(slot)  # by its contexts as well
+        self._vocab = Vocab(lib.llama_model_get_vocab(self._model), self._model)
         self.n_vocab = self._vocab.n_tokens
-        self.has_encoder = bool(lib.llama_model_has_encoder(model))
+        self.has_encoder = bool(lib.llama_model_has_encoder(self._model))
 
     def _handle(self) -> Any:
         if self._model is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -54,6 +55,21 @@ def preloadable(name: str, directory: Path, *flags: str) -> Path:
     compiler = [*shlex.split(os.environ.get("CC", "cc")), "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([*compiler, *flags, source, "-o", library, "-ldl"], check=True)
     return library
+
+
+@contextlib.contextmanager
+def ctrl_c_after(name: str) -> Iterator[None]:
+    """Raises KeyboardInterrupt, as a signal handler can, the moment that a function in C with `name` in its own returns."""
+
+    def profile(_: object, event: str, function: object) -> None:
+        if event == "c_return" and name in function.__name__:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt  # which also ends the profiling
+
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
 
 
 @pytest.fixture(scope="session")

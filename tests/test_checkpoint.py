@@ -12,6 +12,7 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import ctrl_c_after
 
 import llamackpt
 from llamackpt import CheckpointError, ClosedError, StaleCheckpointError
@@ -300,36 +301,15 @@ def test_a_checkpoint_that_is_deleted_while_the_context_is_busy_waits_for_the_ne
     assert alive(ctx) == 0
 
 
-class AsItReturns:
-    """llama.cpp where a signal handler raises the moment that one of its functions has returned."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __getattr__(self, attr: str) -> object:
-        value = getattr(lib, attr)
-        if self.name not in attr:
-            return value
-
-        def call(*args: object) -> None:
-            value(*args)
-            raise KeyboardInterrupt
-
-        return call
-
-
-@pytest.mark.parametrize("module", ["context", "_decoding"])
-def test_ctrl_c_as_a_checkpoint_is_saved_loses_none(
-    model: llamackpt.Model, module: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("split", [False, True])
+def test_ctrl_c_as_a_checkpoint_is_saved_loses_none(model: llamackpt.Model, split: bool) -> None:
     with model.context(n_ctx=256, n_batch=8, checkpoints=1) as ctx:
         start(ctx)
-        monkeypatch.setattr(f"llamackpt.{module}.lib", AsItReturns("checkpoint_save"))
-        with pytest.raises(KeyboardInterrupt):
-            ctx.checkpoint() if module == "context" else ctx.decode(list(range(20)))
-        monkeypatch.undo()
-        assert alive(ctx) == 0
+        before = alive(ctx)
+        with contextlib.suppress(KeyboardInterrupt), ctrl_c_after("checkpoint_save"):
+            ctx.decode(list(range(20))) if split else ctx.checkpoint()
         assert ctx.checkpoint().tier == "shared"
+        assert alive(ctx) == before == 0
 
 
 def test_a_signal_handler_that_raises_anywhere_loses_no_checkpoint(ctx: llamackpt.Context) -> None:

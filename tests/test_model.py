@@ -6,12 +6,14 @@ import copy
 import gc
 import pickle
 import random
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ctrl_c_after
 
 import llamackpt
 from llamackpt import ClosedError, LlamaError, ModelLoadError
@@ -110,6 +112,25 @@ def test_nothing_is_copied_or_pickled(model: llamackpt.Model, ctx: llamackpt.Con
             with pytest.raises(TypeError, match=f"a {type(handle).__name__} of llamackpt cannot be copied or pickled"):
                 duplicate(handle)
     ctx.decode([1])
+
+
+@pytest.mark.parametrize(("call", "free"), [("_load", "llama_model_free"), ("_init", "llama_free")])
+def test_ctrl_c_as_llama_cpp_has_made_something_frees_it(model: llamackpt.Model, call: str, free: str) -> None:
+    freed: list[str] = []
+
+    def profile(_: object, event: str, function: object) -> None:
+        if event == "c_call":
+            freed.append(function.__name__)  # type: ignore[attr-defined]
+
+    with pytest.raises(KeyboardInterrupt) as caught, ctrl_c_after(call):
+        llamackpt.Model(model.path) if call == "_load" else model.context(n_ctx=256)
+    sys.setprofile(profile)
+    try:
+        del caught
+        gc.collect()
+    finally:
+        sys.setprofile(None)
+    assert freed.count(free) == 1
 
 
 def test_a_context_keeps_what_it_needs_of_its_model() -> None:
