@@ -61,9 +61,10 @@ class Decoding(Sequences):
         Raises ContextFullError with nothing decoded, DecodeError, ValueError. KeyboardInterrupt stops a running decode; of a
         recurrent model the sequence is then lost: restore a checkpoint of it, or remove it.
         """
-        if type(tokens) is list and len(tokens) == 1 and type(tokens[0]) is int and 0 <= tokens[0] < self._n_vocab:
-            ids = self._one  # the usual case of generation, without a new array
-            ids[0] = tokens[0]
+        token: Any = tokens[0] if type(tokens) is list and len(tokens) == 1 else None
+        single = type(token) is int and 0 <= token < self._n_vocab
+        if single:
+            ids = self._one  # the usual case of generation, without a new array; it is written where only one thread can be
             self.model._handle()
         else:
             ids = self.model._check_tokens([tokens] if isinstance(tokens, int | np.integer) else tokens)
@@ -71,6 +72,8 @@ class Decoding(Sequences):
         if n == 0:
             raise ValueError("there are no tokens to decode")
         with self._gate as gate:
+            if single:
+                ids[0] = token
             self._check_seq(seq_id)
             memory = gate.memory
             start = 0 if memory == ffi.NULL else lib.llama_memory_seq_pos_max(memory, seq_id) + 1

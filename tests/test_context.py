@@ -304,6 +304,31 @@ def test_a_second_thread_is_turned_away(model: llamackpt.Model) -> None:
         assert ctx.pos_max() == 1499
 
 
+def test_a_call_that_is_turned_away_does_not_replace_the_token_of_the_other(
+    ctx: llamackpt.Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ctx.decode([5], 1)
+    check, refused = ctx._check_seq, []
+
+    def other() -> None:
+        try:
+            ctx.decode([7])
+        except LlamaError as error:
+            refused.append(error)
+
+    def meanwhile(seq_id: int) -> None:
+        """In the middle of the decode, as another thread."""
+        monkeypatch.setattr(ctx, "_check_seq", check)
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        check(seq_id)
+
+    monkeypatch.setattr(ctx, "_check_seq", meanwhile)
+    np.testing.assert_array_equal(ctx.decode([5]), expected)
+    assert refused
+
+
 def test_a_signal_handler_that_raises_anywhere_leaves_the_context_usable(ctx: llamackpt.Context) -> None:
     class Tick(Exception):
         pass
