@@ -15,12 +15,15 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+kept = False  # whether there ever was one, in any thread: until then nobody needs to look
 
 
 def keep(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The first one counts. It is an onerror of cffi."""
+    global kept
     if _thread.error is None:
         _thread.error = error
+        kept = True
 
 
 def take() -> BaseException | None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from . import _caught
 from ._ffi import ffi, lib
 from ._owned import forks
 from .errors import ClosedError, LlamaError
@@ -47,6 +48,8 @@ class Gate:
                 raise ClosedError("the context is closed")
             if self._forks != forks():
                 raise LlamaError("the context belongs to the process that this one was forked from; make another one here")
+            if _caught.kept:
+                _caught.reraise()  # of an earlier call, before this one does anything
             if self._deleted:
                 self._flush()
         except BaseException:  # a signal handler can raise wherever it likes
@@ -82,9 +85,13 @@ class Gate:
 
     def close(self) -> None:
         """Free the context. Raises LlamaError if another thread is in it."""
+        error = _caught.take()  # it is the next call's: closing is done all the same
         try:
             with self:
                 self.ctx = None  # which frees it
                 self.memory = self.model = None
         except ClosedError:
             pass
+        finally:
+            if error is not None:
+                _caught.keep(type(error), error, None)

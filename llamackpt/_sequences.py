@@ -139,6 +139,7 @@ class Sequences:
             self._check_seq(seq_id)
             self._check_interrupted(seq_id)
             self._memory(gate)
+            log.reset_reason()
             size = lib.llama_state_seq_get_size_ext(gate.ctx, seq_id, flags)
             buffer = bytearray(size)
             n = lib.llama_state_seq_get_data_ext(gate.ctx, ffi.from_buffer("uint8_t[]", buffer), size, seq_id, flags)

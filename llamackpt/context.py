@@ -163,6 +163,7 @@ class Context(Decoding, Handle):
             if not 0 <= seq_id < self.n_seq_max:
                 self._check_seq(seq_id)
             self._check_interrupted(seq_id)
+            log.reset_reason()
             slot = gate.slot()
             lib.llamackpt_checkpoint_save(gate.memory, seq_id, flags | lib.LLAMA_CHECKPOINT_FULL if full else flags, slot)
             if slot[0] < 0:

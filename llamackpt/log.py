@@ -56,7 +56,11 @@ def reset_reason() -> None:
 
 
 def reason() -> str:
-    """What llama.cpp gave as a reason in this thread since reset_reason(), "" if it said nothing."""
+    """What llama.cpp gave as a reason in this thread since reset_reason(), "" if it said nothing.
+
+    Raises what a handler of logging or of a signal has raised meanwhile, rather than let an error of llama.cpp hide it.
+    """
+    _caught.reraise()
     return _thread.reason
 
 
