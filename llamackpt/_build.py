@@ -58,6 +58,10 @@ static void llamackpt_init(struct llama_model * model, struct llama_context_para
     *ctx = llama_init_from_model(model, params);
 }
 
+static void llamackpt_decode(struct llama_context * ctx, struct llama_batch batch, int32_t * status) {
+    *status = llama_decode(ctx, batch);
+}
+
 static void llamackpt_checkpoint_save(llama_memory_t mem, llama_seq_id seq_id, uint32_t flags, llama_checkpoint_id * id) {
     *id = llama_memory_checkpoint_save(mem, seq_id, flags);
 }

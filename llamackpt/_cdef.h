@@ -209,13 +209,13 @@ size_t llama_state_seq_set_data_ext(struct llama_context * ctx, const uint8_t * 
 
 llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max);
 void        llama_batch_free(llama_batch batch);
-int32_t     llama_decode(struct llama_context * ctx, llama_batch batch);
 float *     llama_get_logits    (struct llama_context * ctx);
 float *     llama_get_logits_ith(struct llama_context * ctx, int32_t i);
 
 // ours, see _build.py
 void llamackpt_load(const char * path, struct llama_model_params params, struct llama_model ** model);
 void llamackpt_init(struct llama_model * model, struct llama_context_params params, struct llama_context ** ctx);
+void llamackpt_decode(struct llama_context * ctx, struct llama_batch batch, int32_t * status);
 void llamackpt_checkpoint_save(llama_memory_t mem, llama_seq_id seq_id, uint32_t flags, llama_checkpoint_id * id);
 void llamackpt_log_enable(void);
 void llamackpt_log_disable(void);

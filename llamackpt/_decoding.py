@@ -25,6 +25,8 @@ __all__ = ["Decoding"]
 # llama.cpp aborts: the index of a position into the compressed keys runs past the cells
 _STARTS_AT_0 = ("deepseek4", "qwen4exp")
 
+_LOSSY = (2, -2, -3)  # what llama_decode() returns when a part of the batch is done: stopped, no memory, failed
+
 _MAX_POS = 2**31 - 1
 
 LogitsChoice = Literal["last", "all"] | Sequence[bool] | npt.NDArray[np.bool_] | None
@@ -37,6 +39,8 @@ class Decoding(Sequences):
     n_ubatch: int
     _n_vocab: int
     _n_pos: int
+    _has_state: bool  # one that cannot go back a token: recurrent and hybrid models
+    _status: Any  # int32_t *, of the last decode
     _one: npt.NDArray[np.int32]  # a single id, written again by each decode
     _scratch: Scratch
 
@@ -58,8 +62,10 @@ class Decoding(Sequences):
 
         Returns float32 [n_out, n_vocab].
 
-        Raises ContextFullError with nothing decoded, DecodeError, ValueError. KeyboardInterrupt stops a running decode; of a
-        recurrent model the sequence is then lost: restore a checkpoint of it, or remove it.
+        Raises ContextFullError with nothing decoded, DecodeError, ValueError. KeyboardInterrupt stops a running decode: input
+        that is longer than n_batch is taken back; of a single batch an attention model keeps the parts of n_ubatch tokens that
+        were computed, as pos_max() says; of a recurrent or hybrid model the sequence is then lost: restore a checkpoint of it,
+        or remove it.
         """
         token: Any = tokens[0] if type(tokens) is list and len(tokens) == 1 else None
         single = type(token) is int and 0 <= token < self._n_vocab
@@ -162,14 +168,21 @@ class Decoding(Sequences):
         if self.model.has_encoder:
             raise UnsupportedError("llamackpt does not run models with an encoder")
         log.reset_reason()
-        status = lib.llama_decode(gate.ctx, scratch.batch)
-        if status != 0:
-            self._fail(gate, status, scratch.batch.n_tokens, seq_ids)
+        status = self._status
+        status[0] = 0
+        try:
+            lib.llamackpt_decode(gate.ctx, scratch.batch, status)
+        except BaseException:  # a second Ctrl-C, as the call returns that the first one has stopped
+            _caught.take()
+            raise
+        finally:  # no call into Python comes before this, in which a signal handler could raise
+            if status[0] in _LOSSY and self._has_state:
+                self._interrupted.update(seq_ids)
+        if status[0] != 0:
+            self._fail(status[0], scratch.batch.n_tokens)
         _caught.reraise()
 
-    def _fail(self, gate: Gate, status: int, n: int, seq_ids: Iterable[int]) -> None:
-        if gate.memory != ffi.NULL and (self.model.is_recurrent or self.model.is_hybrid) and status in (2, -2, -3):
-            self._interrupted.update(seq_ids)
+    def _fail(self, status: int, n: int) -> None:
         _caught.reraise()
         if status == 1:
             raise ContextFullError(f"no room for {n} tokens in a context of {self.n_ctx}", status)

@@ -103,6 +103,8 @@ class Context(Decoding, Handle):
             raise ValueError(f"n_ubatch is {self.n_rs_seq + 2} or more with n_rs_seq={self.n_rs_seq}, not {self.n_ubatch}")
         self.kv_unified = kv_unified
         self._n_vocab = model.n_vocab
+        self._has_state = model.is_recurrent or model.is_hybrid
+        self._status = ffi.new("int32_t *")
         # llama.cpp aborts behind the end of a table of positions
         self._n_pos = model.n_ctx_train if self._arch in ("gpt2", "mpt", "starcoder") else 2**31 - 1
         self._one = np.zeros(1, dtype=np.int32)

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ctrl_c_after
 
 import llamackpt
-from llamackpt import ContextFullError, LlamaError, UnsupportedError
+from llamackpt import ContextFullError, LlamaError, UnsupportedError, _caught, _scratch
+from llamackpt._ffi import ffi
 from llamackpt._params import ContextOptions
 
 
@@ -384,6 +386,40 @@ def test_a_sequence_that_was_interrupted_is_not_used_until_it_is_whole_again(ctx
         mend()
         ctx.decode([4])
         ctx.state_get()
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_sequence_that_ctrl_c_loses_is_known_to_be_lost(
+    model: llamackpt.Model, second: bool, request: pytest.FixtureRequest
+) -> None:
+    """The first Ctrl-C stops the decode, a second one comes as llama.cpp returns."""
+    polls = _scratch.llamackpt_on_poll
+    declare = ffi.def_extern(name="llamackpt_on_poll", error=True, onerror=_caught.keep)
+    request.addfinalizer(lambda: declare(polls))
+
+    def stop() -> bool:
+        raise KeyboardInterrupt
+
+    with model.context(n_ctx=512, n_ubatch=16, n_threads=1) as ctx:
+        ctx.decode(list(range(20)))
+        declare(stop)
+        ctx._polled[0], ctx._polled[1] = 31, 0  # poll at once
+        with pytest.raises(KeyboardInterrupt), ctrl_c_after("_decode" if second else "nothing"):
+            ctx.decode(list(range(20, 100)))
+        declare(polls)
+        with pytest.raises(llamackpt.DecodeError, match="interrupted"):
+            ctx.decode([7])
+        ctx.seq_rm()
+        ctx.decode([7])
+
+
+def test_ctrl_c_as_a_decode_ends_leaves_its_sequence_as_it_is(ctx: llamackpt.Context) -> None:
+    expected = ctx.decode([1, 2, 3, 4], 1)
+    ctx.decode([1], 0)
+    with contextlib.suppress(KeyboardInterrupt), ctrl_c_after("_decode"):
+        ctx.decode([2, 3])
+    assert ctx.pos_max() == 2
+    np.testing.assert_allclose(ctx.decode([4]), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_ctrl_c_while_a_batch_is_filled_puts_no_token_into_another_sequence(ctx: llamackpt.Context) -> None:
