@@ -84,7 +84,10 @@ class Gate:
             pass
 
     def close(self) -> None:
-        """Free the context. Raises LlamaError if another thread is in it."""
+        """Free the context. Raises LlamaError if another thread is in it. In a fork it only forgets it."""
+        if self._forks != forks():  # and the lock may be held by a thread that is not here
+            self.ctx = self.memory = self.model = None
+            return
         error = _caught.take()  # it is the next call's: closing is done all the same
         try:
             with self:

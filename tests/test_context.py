@@ -474,6 +474,25 @@ def test_a_fork_does_not_use_what_it_cannot_have() -> None:
     subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
 
 
+LEFT = """
+import os, sys, llamackpt
+with llamackpt.Model(llamackpt.default_model()) as model, model.context(n_ctx=256, n_threads=1, checkpoints=1) as ctx:
+    ctx.decode([1, 2, 3])
+    with ctx.checkpoint() as ck:
+        if os.fork() == 0:
+            sys.exit(0)
+        _, status = os.wait()
+        assert status == 0, status
+        ck.restore()
+        ctx.decode([4])
+"""
+
+
+def test_the_blocks_of_a_fork_are_left_without_a_word() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT], stderr=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+
+
 INTERRUPTED = """
 import sys, numpy as np, llamackpt
 model = llamackpt.Model(llamackpt.default_model())
