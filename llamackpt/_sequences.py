@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from . import log
 from ._ffi import ffi, lib
 from ._gate import Gate
@@ -32,6 +34,8 @@ class Sequences:
     _interrupted: set[int]  # sequences that lost their state in a decode that was stopped
 
     def _check_seq(self, seq_id: int) -> None:
+        if not isinstance(seq_id, int | np.integer):  # llama.cpp would get the integer part of a fraction
+            raise TypeError(f"a sequence is an integer, not {seq_id!r}")
         if not 0 <= seq_id < self.n_seq_max:
             raise ValueError(f"sequence {seq_id} is out of range [0, {self.n_seq_max}); see n_seq_max")
 
@@ -154,7 +158,8 @@ class Sequences:
             self._check_seq(seq_id)
             self._memory(gate)
             log.reset_reason()
-            n = lib.llama_state_seq_set_data_ext(gate.ctx, ffi.from_buffer("uint8_t[]", data), len(data), seq_id, flags)
+            source = ffi.from_buffer("uint8_t[]", data)  # its length is in bytes, len(data) is in elements
+            n = lib.llama_state_seq_set_data_ext(gate.ctx, source, len(source), seq_id, flags)
             if n == 0:
                 raise LlamaError("the bytes are not a state of this model", log=log.reason())
             self._interrupted.discard(seq_id)

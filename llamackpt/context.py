@@ -162,7 +162,7 @@ class Context(Decoding, Handle):
         if flags is None:
             raise ValueError(f"tier is one of {', '.join(FLAGS)}, not {tier!r}")
         with self._gate as gate:
-            if not 0 <= seq_id < self.n_seq_max:
+            if type(seq_id) is not int or not 0 <= seq_id < self.n_seq_max:
                 self._check_seq(seq_id)
             self._check_interrupted(seq_id)
             log.reset_reason()

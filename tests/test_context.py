@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +275,31 @@ def test_the_types_of_the_options_are_those_of_a_context() -> None:
     wanted = inspect.get_annotations(llamackpt.Context.__init__)
     wanted = {name: kind for name, kind in wanted.items() if name not in ("model", "return")}
     assert {name: kind.__forward_arg__ for name, kind in ContextOptions.__annotations__.items()} == wanted
+
+
+@pytest.mark.parametrize("wrong", [np.float32(0.5), Decimal("0.5"), Fraction(1, 2), np.array(1), 1.0, "1"])
+def test_a_sequence_is_an_integer_and_nothing_happens_with_another_thing(ctx: llamackpt.Context, wrong: object) -> None:
+    for seq_id in range(2):
+        ctx.decode([1, 2, 3], seq_id)
+    ck, state = ctx.checkpoint(full=True), ctx.state_get()
+    for call in (
+        ctx.pos_max, ctx.seq_rm, ctx.seq_keep, lambda s: ctx.seq_cp(0, s), lambda s: ctx.seq_cp(s, 0), ctx.state_get,
+        ctx.checkpoint, lambda s: ctx.decode([4], s), lambda s: ctx.state_set(s, state), lambda s: ck.restore(s),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match="sequence is an integer, not"):
+            call(wrong)
+    assert [ctx.pos_max(s) for s in range(3)] == [2, 2, -1]
+    assert ctx.pos_max(np.int64(1)) == ctx.pos_max(True) == ctx.checkpoint(np.int8(1)).pos == 2  # type: ignore[arg-type]
+
+
+def test_a_state_is_read_by_its_bytes_whatever_they_come_in(ctx: llamackpt.Context) -> None:
+    ctx.decode([1, 2, 3])
+    state = ctx.state_get()
+    padded = state + bytes(-len(state) % 4)
+    for data in (bytearray(state), memoryview(padded).cast("i"), np.frombuffer(padded, np.int32)):
+        ctx.state_set(1, data)  # type: ignore[arg-type]
+        assert ctx.pos_max(1) == 2
+        ctx.seq_rm(1)
 
 
 def test_state_goes_out_and_in_and_garbage_does_not(ctx: llamackpt.Context) -> None:
