@@ -120,7 +120,7 @@ class Decoding(Sequences):
             for at in range(0, len(ids), scratch.capacity):
                 part = slice(at, at + scratch.capacity)
                 scratch.fill(ids[part], start + at, seq_id, mask[part])
-                self._decode(gate, scratch, (seq_id,))
+                self._decode(gate, scratch, (seq_id,), len(ids))
                 out.append(self._logits(gate, scratch, True))
         except BaseException as err:
             if slot[0] >= 0 and lib.llama_memory_checkpoint_restore(gate.memory, seq_id, slot[0]) == 0:
@@ -162,7 +162,8 @@ class Decoding(Sequences):
             self._decode(gate, self._scratch, {s for entry in batch.entries for s in entry.seq_ids})
             return self._logits(gate, self._scratch, copy)
 
-    def _decode(self, gate: Gate, scratch: Scratch, seq_ids: Iterable[int]) -> None:
+    def _decode(self, gate: Gate, scratch: Scratch, seq_ids: Iterable[int], n: int = 0) -> None:
+        """n: tokens of the whole input, of which this is a part."""
         for seq_id in seq_ids:
             self._check_interrupted(seq_id)
         if self.model.has_encoder:
@@ -179,16 +180,17 @@ class Decoding(Sequences):
             if status[0] in _LOSSY and self._has_state:
                 self._interrupted.update(seq_ids)
         if status[0] != 0:
-            self._fail(status[0], scratch.batch.n_tokens)
+            self._fail(status[0], scratch.batch.n_tokens, n)
         _caught.reraise()
 
-    def _fail(self, status: int, n: int) -> None:
+    def _fail(self, status: int, n_batch: int, n: int) -> None:
         _caught.reraise()
         if status == 1:
-            raise ContextFullError(f"no room for {n} tokens in a context of {self.n_ctx}", status)
+            each = "" if self.kv_unified else f", {self.n_ctx // self.n_seq_max} for each sequence"
+            raise ContextFullError(f"no room for {n or n_batch} tokens in a context of {self.n_ctx}{each}", status)
         if status == 2:
             raise KeyboardInterrupt
-        raise DecodeError(f"llama.cpp cannot decode the batch of {n} tokens", status, log.reason())
+        raise DecodeError(f"llama.cpp cannot decode the batch of {n_batch} tokens", status, log.reason())
 
     def _logits(self, gate: Gate, scratch: Scratch, copy: bool) -> npt.NDArray[np.float32]:
         if scratch.n_out == 0:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any, Literal, TypedDict
 
+import numpy as np
+
 from ._ffi import lib
 from ._owned import forks
 from .errors import LlamaError
 
-__all__ = ["SPLIT_MODES", "ContextOptions", "check_range", "choice", "context_params"]
+__all__ = ["SPLIT_MODES", "ContextOptions", "check_flag", "check_range", "choice", "context_params"]
 
 _MAX_SEQ = 256
 _CACHE_TYPES = {
@@ -66,17 +68,23 @@ def context_params(
     offload_kqv: bool,
     swa_full: bool,
 ) -> Any:
-    """A struct llama_context_params; the options are those of Context. arch: the model's. Raises ValueError, LlamaError."""
+    """A struct llama_context_params; the options are those of Context. arch: the model's. Raises ValueError, TypeError,
+    LlamaError.
+    """
     check_range("n_ctx", n_ctx, 0, 2**31 - 1)
     check_range("n_batch", n_batch, 1, 2**31 - 1)
     check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
     check_range("n_seq_max", n_seq_max, 1, _MAX_SEQ)
     if n_batch < n_seq_max:  # llama.cpp aborts
         raise ValueError(f"n_batch is n_seq_max={n_seq_max} or more, not {n_batch}")
+    if 0 < n_ctx < n_seq_max:  # llama.cpp speaks of its outputs
+        raise ValueError(f"n_ctx is n_seq_max={n_seq_max} or more, not {n_ctx}")
     check_range("n_rs_seq", n_rs_seq, 0, 2**16)
     # llama.cpp's own default is four, however many there are: more threads than processors spin against each other
     n_threads = _n_processors() if n_threads is None else n_threads
     check_range("n_threads", n_threads, 1, 512)
+    for name, value in (("kv_unified", kv_unified), ("offload_kqv", offload_kqv), ("swa_full", swa_full)):
+        check_flag(name, value)
     _check_fork(n_threads)
 
     params = lib.llama_context_default_params()
@@ -121,8 +129,14 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name} is {low} to {high}, not {value}")
 
 
+def check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, int | np.bool_) or value not in (0, 1):
+        raise TypeError(f"{name} is True or False, not {value!r}")
+
+
 def choice(name: str, value: Any, choices: dict[Any, int]) -> int:
     """What llama.cpp calls `value`. Raises ValueError if it is none of them."""
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(map(str, choices))}, not {value!r}")
-    return choices[value]
+    try:
+        return choices[value]
+    except (KeyError, TypeError):  # a list has no hash
+        raise ValueError(f"{name} is one of {', '.join(map(str, choices))}, not {value!r}") from None

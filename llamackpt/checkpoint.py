@@ -139,7 +139,7 @@ class Checkpoint(Handle):
     def restore(self, seq_id: int | None = None) -> None:
         """Bring the sequence back to this state; what it holds now is lost. seq_id: another sequence, if this is a full one.
 
-        Raises StaleCheckpointError, CheckpointMemoryError, CheckpointError; then nothing has changed.
+        Raises StaleCheckpointError, CheckpointMemoryError, CheckpointError, ClosedError; then nothing has changed.
         """
         context = self._owner()
         target = self.seq_id if seq_id is None else seq_id

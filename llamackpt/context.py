@@ -30,7 +30,8 @@ __all__ = ["Context"]
 class Context(Decoding, Handle):
     """The memory of up to n_seq_max sequences of a model.
 
-    n_ctx:       tokens in all, 0 for what the model was trained with.
+    n_ctx:       tokens in all, 0 for what the model was trained with; it is rounded up to a multiple of 256, with
+                 kv_unified=False for each sequence.
     n_batch:     tokens that are passed to llama.cpp at once; longer inputs are split.
     n_ubatch:    tokens that are computed at once.
     n_seq_max:   number of sequences, at most 256.
@@ -45,7 +46,8 @@ class Context(Decoding, Handle):
     offload_kqv: keep the KV cache on the GPU, with the layers that are there.
     swa_full:    a cache of full size for the layers with a sliding window.
 
-    Raises LlamaError if llama.cpp cannot make the context, CheckpointMemoryError if there is no memory for the spare cells.
+    Raises ValueError and TypeError for the options, LlamaError if llama.cpp cannot make the context, CheckpointMemoryError if
+    there is no memory for the spare cells.
     Use a context in one thread at a time, and in the process that made it.
     """
 
@@ -158,7 +160,7 @@ class Context(Decoding, Handle):
 
         Raises UnsupportedError, CheckpointMemoryError.
         """
-        flags = FLAGS.get(tier)
+        flags = FLAGS.get(tier) if isinstance(tier, str) else None
         if flags is None:
             raise ValueError(f"tier is one of {', '.join(FLAGS)}, not {tier!r}")
         with self._gate as gate:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from . import _caught, log
 from ._ffi import ffi, lib
 from ._owned import Handle, slot_for, taken
-from ._params import SPLIT_MODES, check_range, choice
+from ._params import SPLIT_MODES, check_flag, check_range, choice
 from ._remote import remote_devices
 from .errors import ClosedError, LlamaError, ModelLoadError
 from .vocab import Vocab
@@ -54,7 +54,8 @@ class Model(Handle):
     n_gpu_layers: how many layers go to the GPU, negative for all of them. Without a GPU it has no effect.
     split_mode:   how several GPUs share it: "none" (one has it all), "layer", "row" or "tensor" (llama-server's --split-mode).
     use_mmap:     map the file rather than read it.
-    vocab_only:   load no weights: tokenize() and metadata work, context() does not.
+    vocab_only:   load no weights: tokenize() and metadata work, context() does not; desc is empty, and n_layer, n_embd
+                  and n_ctx_train are 0.
     rpc:          "host:port" of each ggml-rpc-server whose devices hold the layers, rather than those of this machine.
     progress:     called with 0.0 ... 1.0 during the load. False cancels it, as an exception does, which is then raised.
 
@@ -79,6 +80,8 @@ class Model(Handle):
         self.vocab_only = vocab_only
         _check_file(self.path)
         check_range("n_gpu_layers", n_gpu_layers, -(2**31), 2**31 - 1)
+        check_flag("use_mmap", use_mmap)
+        check_flag("vocab_only", vocab_only)
 
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers

@@ -376,8 +376,9 @@ def test_a_sequence_out_of_range_is_named(ctx: llamackpt.Context, seq_id: int) -
 
 
 def test_an_unknown_tier_is_named(ctx: llamackpt.Context) -> None:
-    with pytest.raises(ValueError, match="auto, device, host"):
-        ctx.checkpoint(tier="disk")  # type: ignore[arg-type]
+    for tier in ("disk", None, []):
+        with pytest.raises(ValueError, match="auto, device, host"):
+            ctx.checkpoint(tier=tier)  # type: ignore[arg-type]
 
 
 def test_ids_are_never_reused(ctx: llamackpt.Context, model: llamackpt.Model) -> None:

@@ -47,8 +47,12 @@ def test_tokens_can_be_any_integers(ctx: llamackpt.Context) -> None:
 
 @pytest.mark.parametrize(
     ("tokens", "error"),
-    [([], ValueError), ([-1], ValueError), ([1536], ValueError), ([1.5], TypeError), ([[1]], ValueError), (["a"], TypeError)],
-)
+    [
+        ([], ValueError), ([-1], ValueError), ([1536], ValueError), ([1, 2**70], ValueError), ([-(2**70)], ValueError),
+        ([1.5], TypeError), ([[1]], ValueError), (["a"], TypeError), ([None, 2**70], TypeError),
+        (memoryview(b"ab"), TypeError),
+    ],
+)  # fmt: skip
 def test_bad_tokens_are_refused(ctx: llamackpt.Context, tokens: list[object], error: type[Exception]) -> None:
     with pytest.raises(error):
         ctx.decode(tokens)  # type: ignore[arg-type]
@@ -67,10 +71,16 @@ def test_a_full_context_says_so_and_stays_as_it_was(model: llamackpt.Model) -> N
     for n_batch in (2048, 64):
         with model.context(n_ctx=256, n_batch=n_batch) as ctx:
             ctx.decode(np.arange(100), logits=None)
-            with pytest.raises(ContextFullError):
+            with pytest.raises(ContextFullError, match=r"no room for 200 tokens in a context of 256$"):
                 ctx.decode(np.arange(200))
             assert ctx.pos_max() == 99
             assert ctx.decode([5]).shape == (1, model.n_vocab)
+
+
+def test_a_full_context_with_a_cache_for_each_sequence_names_the_room_of_one(model: llamackpt.Model) -> None:
+    with model.context(n_ctx=512, n_seq_max=2, kv_unified=False) as ctx:
+        with pytest.raises(ContextFullError, match="no room for 300 tokens in a context of 512, 256 for each sequence"):
+            ctx.decode(np.arange(300))
 
 
 def test_a_view_is_overwritten_and_a_copy_is_not(ctx: llamackpt.Context) -> None:
@@ -170,12 +180,19 @@ def test_what_would_abort_llama_cpp_is_refused(model: llamackpt.Model, archs: Pa
 
 
 def test_options_out_of_range_are_named(model: llamackpt.Model) -> None:
-    for bad in ({"n_ctx": -1}, {"n_seq_max": 0}, {"n_seq_max": 257}, {"n_batch": 0}, {"n_threads": 0}, {"type_k": "f8"}):
+    for bad in (
+        {"n_ctx": -1}, {"n_seq_max": 0}, {"n_seq_max": 257}, {"n_batch": 0}, {"n_threads": 0}, {"type_k": "f8"},
+        {"type_k": []}, {"flash_attn": {}}, {"n_ctx": 2, "n_seq_max": 3},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(bad))):
             model.context(**bad)
     for wrong in ({"n_ctx": 256.0}, {"n_seq_max": "2"}, {"checkpoints": None}):
         with pytest.raises(TypeError, match=f"{next(iter(wrong))} is an integer, not"):
             model.context(**wrong)
+    for wrong in ({"kv_unified": "no"}, {"swa_full": None}, {"offload_kqv": []}, {"kv_unified": 2}, {"swa_full": 1.0}):
+        with pytest.raises(TypeError, match=f"{next(iter(wrong))} is True or False, not"):
+            model.context(**wrong)
+    model.context(n_ctx=256, kv_unified=np.True_, swa_full=1).close()
     with pytest.raises(ValueError, match="n_batch is n_seq_max=3 or more, not 2"):
         model.context(n_ctx=256, n_batch=2, n_seq_max=3)
     model.context(n_ctx=256, n_batch=3, n_seq_max=3).close()

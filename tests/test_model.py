@@ -38,7 +38,7 @@ def test_text_survives_the_tokenizer(model: llamackpt.Model, text: str) -> None:
 
 
 def test_tokens_out_of_range_are_named(model: llamackpt.Model) -> None:
-    for bad in (-1, model.n_vocab, 2**31):
+    for bad in (-1, model.n_vocab, 2**31, 2**70):
         with pytest.raises(ValueError, match="not in the vocabulary"):
             model.detokenize([bad])
         with pytest.raises(ValueError, match="not in the vocabulary"):
@@ -81,6 +81,12 @@ def test_a_vocabulary_alone_has_no_contexts() -> None:
         assert len(model.tokenize("def")) > 0
         with pytest.raises(LlamaError, match="vocab_only"):
             model.context()
+
+
+def test_an_option_that_is_neither_true_nor_false_is_named() -> None:
+    for wrong in ({"vocab_only": "x"}, {"vocab_only": 2}, {"use_mmap": None}):
+        with pytest.raises(TypeError, match=f"{next(iter(wrong))} is True or False, not"):
+            llamackpt.Model(llamackpt.default_model(), **wrong)
 
 
 def test_closing_a_model_closes_its_contexts() -> None:
