@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import preloadable
 
@@ -256,6 +257,36 @@ def test_a_stop_string_ends_the_text(server: Server) -> None:
         server.client().completion("x", stop=":")
 
 
+def test_what_is_no_prompt_or_no_json_is_not_sent(server: Server) -> None:
+    client = server.client()
+    assert client.completion("", max_tokens=1).stop == "none"
+    for wrong in (b"def", bytearray(b"def"), memoryview(b"def"), [1.0, 2.0], [1.5], ["a"]):
+        with pytest.raises(TypeError):
+            client.completion(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            client.detokenize(wrong)  # type: ignore[arg-type]
+    assert client.completion(np.array([5, 6]), max_tokens=1).n_prompt == 2  # type: ignore[arg-type]
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON"):
+            client.completion("x", temperature=number)
+        with pytest.raises(ValueError, match="JSON"):
+            next(client.stream("x", top_p=number))
+
+
+def test_several_completions_are_not_one() -> None:
+    with Server(MODEL, "--ctx-size", "512", "--parallel", "2", "--threads", "1") as server:
+        client = server.client()
+        for ask in (lambda: client.completion("x", n=2), lambda: list(client.stream("x", n_cmpl=2))):
+            with pytest.raises(ServerError, match="not one completion"):
+                ask()
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf")])
+def test_a_client_has_to_wait_for_some_time(timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout is a number of seconds above 0"):
+        Client("http://127.0.0.1:9", timeout=timeout)
+
+
 def test_slots_and_props_are_those_of_the_command_line(server: Server) -> None:
     client = server.client()
     client.completion("def read(self", max_tokens=4)
@@ -349,7 +380,7 @@ def test_an_answer_that_is_none_is_a_typed_error(odd: Client) -> None:
 def test_a_stream_that_breaks_off_or_stalls_is_a_typed_error(odd: Client) -> None:
     stream = odd.stream("x")
     assert next(stream).text == "a"
-    with pytest.raises(ServerConnectionError):
+    with pytest.raises(ServerConnectionError, match="ended before it was complete"):
         next(stream)
     stream = odd.stream("slow")
     assert next(stream).text == "a"

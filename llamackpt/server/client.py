@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import operator
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -32,7 +34,7 @@ def _import_requests() -> ModuleType:
 class Client:
     """Requests to the server at `url`, as "http://127.0.0.1:8080".
 
-    timeout: seconds without a byte from the server. An answer that is not streamed is silent until it is complete.
+    timeout: seconds without a byte from the server, above 0. An answer that is not streamed is silent until it is complete.
     api_key: what the server was given with --api-key.
 
     Raises ImportError without requests. Every call raises RequestError where the server refuses (PromptTooLongError for a
@@ -40,6 +42,8 @@ class Client:
     """
 
     def __init__(self, url: str, *, timeout: float = 60.0, api_key: str | None = None) -> None:
+        if not 0 < timeout < math.inf:  # not a number, too
+            raise ValueError(f"timeout is a number of seconds above 0, not {timeout}")
         self._requests = _import_requests()
         self.url = url.rstrip("/")
         self.timeout = timeout
@@ -60,9 +64,19 @@ class Client:
         cache_prompt: bool | None = None,
         **more: Any,
     ) -> Completion:
-        """Continue a prompt, text or tokens. None leaves a choice to the server; `more` goes to it as it is."""
+        """Continue a prompt, text or tokens. None leaves a choice to the server; `more` goes to it as it is.
+
+        Raises TypeError and ValueError for what is no prompt or no JSON (as not a number), ServerError if several completions
+        were asked for.
+        """
         body = _body(prompt, max_tokens, temperature, seed, stop, id_slot, cache_prompt, more)
-        return Completion.parse(self._json("POST", "/completion", body))
+        answer = self._json("POST", "/completion", body)
+        if not isinstance(answer, dict):
+            raise self._several()
+        return Completion.parse(answer)
+
+    def _several(self) -> ServerError:
+        return ServerError(f"{self.url}/completion: the answer is not one completion; ask for one (n, n_cmpl)")
 
     def stream(
         self,
@@ -94,6 +108,8 @@ class Client:
                 event = json.loads(data)
                 if kind == "error" or "error" in event:
                     raise _request_error(event.get("error", event), response.status_code)
+                if event.get("index", 0) != 0:
+                    raise self._several()
                 text.append(event["content"])
                 tokens += [] if event["stop"] or "prompt_progress" in event else event["tokens"]
                 done = Completion.parse(event, "".join(text), tokens) if event["stop"] else None
@@ -111,7 +127,7 @@ class Client:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of tokens."""
-        return str(self._json("POST", "/detokenize", {"tokens": list(tokens)})["content"])
+        return str(self._json("POST", "/detokenize", {"tokens": _ids(tokens)})["content"])
 
     # -- slots -----------------------------------------------------------------------------------------------------------
 
@@ -178,7 +194,11 @@ class Client:
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
                 if "timed out" in str(error):  # in the middle of a stream it has this name
                     raise ServerTimeoutError(f"{self.url}{path}: nothing for {self.timeout:g} seconds") from error
+                if isinstance(error, requests.exceptions.ChunkedEncodingError):
+                    raise ServerConnectionError(f"{self.url}{path}: the answer ended before it was complete") from error
                 raise ServerConnectionError(f"{self.url}{path}: {_innermost(error)}") from error
+            except requests.exceptions.InvalidJSONError as error:  # before anything is sent
+                raise ValueError(f"the request cannot be written as JSON: {error}") from error
             except requests.RequestException as error:  # a URL that is none
                 raise ServerConnectionError(f"{self.url}{path}: {error}") from error
 
@@ -199,7 +219,7 @@ def _body(
     if isinstance(stop, str):
         raise ValueError("stop must be a sequence of strings, not one string")
     body: dict[str, Any] = {
-        "prompt": prompt if isinstance(prompt, str) else [int(token) for token in prompt],
+        "prompt": prompt if isinstance(prompt, str) else _ids(prompt),
         "n_predict": max_tokens,
         "stop": list(stop),
         "return_tokens": True,
@@ -207,6 +227,12 @@ def _body(
     chosen = {"temperature": temperature, "seed": seed, "id_slot": id_slot, "cache_prompt": cache_prompt}
     body.update({key: value for key, value in chosen.items() if value is not None})
     return body | more
+
+
+def _ids(tokens: Sequence[int]) -> list[int]:
+    if isinstance(tokens, bytes | bytearray | memoryview):  # their numbers would pass for tokens
+        raise TypeError(f"tokens have to be integers, and text a str, not {type(tokens).__name__}")
+    return [operator.index(token) for token in tokens]
 
 
 def _refused(response: Any) -> RequestError:

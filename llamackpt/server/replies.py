@@ -65,7 +65,7 @@ class Completion:
     tokens: list[int]
     """Those that were generated."""
     stop: str
-    """"eos", "limit" (of tokens, or of the context) or "word" (a stop string)."""
+    """"eos", "limit" (of tokens, or of the context), "word" (a stop string) or "none" (the prompt was empty)."""
     truncated: bool
     """The context was full."""
     n_prompt: int
