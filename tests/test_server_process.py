@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import logging
 import os
 import signal
@@ -180,6 +181,28 @@ def test_a_prefix_of_the_paths_is_part_of_the_url() -> None:
     with Server(MODEL, *SMALL, "--api-prefix", "/llm") as server:
         assert server.url.endswith("/llm")
         assert server.client().health()
+
+
+def test_a_prefix_from_the_environment_is_part_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(MODEL, *SMALL, env={"LLAMA_ARG_API_PREFIX": "/one"}) as server:
+        assert server.url.endswith("/one")
+        assert server.client().health()
+    monkeypatch.setenv("LLAMA_ARG_API_PREFIX", "/two")
+    with Server(MODEL, *SMALL) as server:
+        assert server.url.endswith("/two")
+    with Server(MODEL, *SMALL, "--api-prefix", "/three") as server:
+        assert server.url.endswith("/three")
+
+
+def test_a_port_or_a_log_that_is_none_is_named() -> None:
+    for port in (-1, 65536):
+        with pytest.raises(ValueError, match="port is 0 to 65535, not"):
+            Server(MODEL, port=port)
+    with pytest.raises(TypeError, match="port is an integer, not '0'"):
+        Server(MODEL, port="0")  # type: ignore[arg-type]
+    for log in (sys.stderr, io.StringIO()):
+        with pytest.raises(TypeError, match="binary stream"):
+            Server(MODEL, log=log)  # type: ignore[arg-type]
 
 
 # -- llamackpt serve ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Knows its command line, its log and whether it is healthy; what it is asked over
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, BinaryIO
 
+from .._params import check_range
 from ..errors import ServerStartError
 from .client import Client
 
@@ -52,14 +54,15 @@ class Server:
 
     model:   a GGUF.
     args:    any flags of llama-server; of a flag given twice the last one counts.
-    port:    on 127.0.0.1; 0 lets the system choose a free one, None says nothing about host and port.
+    port:    on 127.0.0.1, up to 65535; 0 lets the system choose a free one, None says nothing about host and port.
     timeout: seconds until it must be healthy, None waits as long as it lives.
     log:     where its log goes: a file to append to, an open binary stream, or None for logging's "llamackpt.server".
     program: another llama-server than the package's.
     env:     variables set for it on top of this process's own.
 
     The address is read from the log, so flags that silence it end in the timeout. Raises FileNotFoundError without the
-    model or the program, ServerStartError if it ends or is not healthy in time.
+    model or the program, TypeError and ValueError for a port or a log that is none, ServerStartError if it ends or is not
+    healthy in time.
     """
 
     def __init__(
@@ -72,6 +75,10 @@ class Server:
         program: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
+        if port is not None:
+            check_range("port", port, 0, 65535)
+        if isinstance(log, io.TextIOBase):
+            raise TypeError("the log is bytes: pass a binary stream, as sys.stderr.buffer")
         if not Path(model).is_file():
             raise FileNotFoundError(f"{model}: no such file")
         command = [str(program or server_program()), "--model", str(model)]
@@ -83,7 +90,8 @@ class Server:
         self._child = _Child(command, log, env)
         self._stop = weakref.finalize(self, self._child.stop)
         try:
-            self.url = self._wait_until_healthy(timeout, _option(args, "--api-prefix"))
+            prefix = _option(args, "--api-prefix", self._child.env.get("LLAMA_ARG_API_PREFIX", ""))
+            self.url = self._wait_until_healthy(timeout, prefix)
         except BaseException:
             self.close()
             raise
@@ -174,6 +182,7 @@ class _Child:
         self.changed = threading.Event()
         self.ended = threading.Event()
         self._owner = os.getpid()
+        self.env = {**os.environ, **(env or {})}
         self._own_sink = None if log is None or hasattr(log, "write") else open(log, "ab", buffering=0)  # noqa: SIM115
         self._sink: IO[bytes] | None = self._own_sink or (log if hasattr(log, "write") else None)  # type: ignore[assignment]
         try:
@@ -183,7 +192,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
+                env=self.env,
                 start_new_session=True,
             )
         except BaseException:
@@ -273,7 +282,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _option(args: tuple[str, ...], name: str) -> str:
-    """The value of a flag, "" if it is not there."""
+def _option(args: tuple[str, ...], name: str, default: str = "") -> str:
+    """The value of a flag, or what it is where the flag is not there."""
     found = [value for flag, value in itertools.pairwise(args) if flag == name]
-    return found[-1] if found else ""
+    return found[-1] if found else default
