@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import preloadable
+from conftest import ctrl_c_after, preloadable
 
 import llamackpt
 from llamackpt.errors import (
@@ -93,6 +93,44 @@ def test_it_ends_with_python_however_that_ends(number: signal.Signals) -> None:
         assert not is_gone(pid)
         python.send_signal(number)
     assert soon(lambda: is_gone(pid))
+
+
+FORKED = """
+import os, sys, time
+from llamackpt.server import Server
+server = Server(sys.argv[1], *sys.argv[2:], log=os.devnull)
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(server.pid, child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_it_ends_with_python_though_a_fork_of_that_lives_on() -> None:
+    with subprocess.Popen([sys.executable, "-c", FORKED, MODEL, *SMALL], stdout=subprocess.PIPE) as python:
+        assert python.stdout is not None
+        pid, fork = map(int, python.stdout.readline().split())
+        try:
+            python.kill()
+            assert soon(lambda: is_gone(pid))
+            assert not is_gone(fork)
+        finally:
+            os.kill(fork, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("where", ["fork_exec", "acquire"])
+def test_ctrl_c_while_it_is_started_leaves_nothing_behind(tmp_path: Path, where: str) -> None:
+    program, pids = tmp_path / "server", tmp_path / "pids"
+    program.write_text(f"#!/bin/sh\necho $$ >> {pids}\nexec sleep 60\n")
+    program.chmod(0o755)
+    pids.touch()
+    with pytest.raises((KeyboardInterrupt, ServerStartError)), ctrl_c_after(where):
+        Server(MODEL, program=program, timeout=1)
+    if where == "fork_exec":
+        assert soon(lambda: len(pids.read_text()) > 0)
+    assert soon(lambda: all(is_gone(int(pid)) for pid in pids.read_text().split()))
 
 
 def test_one_that_cannot_terminate_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,16 @@ __all__ = ["Server", "server_program"]
 
 logger = logging.getLogger("llamackpt.server")
 
+_children: weakref.WeakSet[_Child] = weakref.WeakSet()
+
+
+def _drop_guards() -> None:
+    for child in list(_children):
+        child.drop_guard()
+
+
+os.register_at_fork(after_in_child=_drop_guards)
+
 _LISTENING = re.compile(r"listening on (\S+)")
 _LEVEL = re.compile(r"^\S+ ([DIWE]) ")
 _LEVELS = {"D": logging.DEBUG, "I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
@@ -90,6 +100,7 @@ class Server:
         self._child = _Child(command, log, env)
         self._stop = weakref.finalize(self, self._child.stop)
         try:
+            self._child.start()
             prefix = _option(args, "--api-prefix", self._child.env.get("LLAMA_ARG_API_PREFIX", ""))
             self.url = self._wait_until_healthy(timeout, prefix)
         except BaseException:
@@ -172,6 +183,9 @@ class Server:
 class _Child:
     """The process, its guard, and two threads: one empties its output, one waits for its end. Holds no Server."""
 
+    process: subprocess.Popen[bytes]  # this and the next after start()
+    _guard: subprocess.Popen[bytes]
+
     def __init__(
         self, command: list[str], log: str | os.PathLike[str] | BinaryIO | None, env: Mapping[str, str] | None
     ) -> None:
@@ -182,23 +196,43 @@ class _Child:
         self.changed = threading.Event()
         self.ended = threading.Event()
         self._owner = os.getpid()
+        self._command = command
         self.env = {**os.environ, **(env or {})}
         self._own_sink = None if log is None or hasattr(log, "write") else open(log, "ab", buffering=0)  # noqa: SIM115
         self._sink: IO[bytes] | None = self._own_sink or (log if hasattr(log, "write") else None)  # type: ignore[assignment]
-        try:
-            # a session of its own: an interrupt from the terminal goes to Python, which decides
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=self.env,
-                start_new_session=True,
-            )
-        except BaseException:
-            if self._own_sink is not None:
-                self._own_sink.close()
-            raise
+        self._starting = threading.Lock()
+        self._started = self._stopped = False
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        """Start it, in a thread: a signal handler runs in the main one, and could raise in the middle of Popen, or between the
+        process and its guard. However this ends, stop() then finds a process that is whole, or keeps it from being started.
+        """
+        thread = threading.Thread(target=self._start, name="llama-server start", daemon=True)
+        thread.start()
+        thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _start(self) -> None:
+        with self._starting:
+            if not self._stopped:
+                try:
+                    self._spawn()
+                    self._started = True
+                except BaseException as error:
+                    self._error = error
+
+    def _spawn(self) -> None:
+        # a session of its own: an interrupt from the terminal goes to Python, which decides
+        self.process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self.env,
+            start_new_session=True,
+        )
         try:
             self._guard = subprocess.Popen(
                 ["/bin/sh", "-c", _GUARD, "sh", str(self.process.pid)],
@@ -211,6 +245,7 @@ class _Child:
             self.process.kill()
             self.process.wait()
             raise
+        _children.add(self)
         self._reader = threading.Thread(target=self._read, name="llama-server log", daemon=True)
         self._reader.start()
         threading.Thread(target=self._wait, name="llama-server end", daemon=True).start()
@@ -249,6 +284,11 @@ class _Child:
         self.changed.set()
         self.ended.set()
 
+    def drop_guard(self) -> None:
+        """In a fork, which has the guard's pipe, too: while it is open there the guard does not see that Python is gone."""
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+
     def join(self) -> None:
         """Until its last line has been read."""
         self.ended.wait(_GRACE)
@@ -261,6 +301,12 @@ class _Child:
 
     def stop(self) -> None:
         if os.getpid() != self._owner:  # a fork of Python is not to stop it
+            return
+        with self._starting:
+            self._stopped = True
+        if not self._started:
+            if self._own_sink is not None:
+                self._own_sink.close()
             return
         self.process.terminate()
         if not self.ended.wait(_GRACE):
