@@ -34,7 +34,8 @@ class Sequences:
     _interrupted: set[int]  # sequences that lost their state in a decode that was stopped
 
     def _check_seq(self, seq_id: int) -> None:
-        if not isinstance(seq_id, int | np.integer):  # llama.cpp would get the integer part of a fraction
+        # of a fraction llama.cpp would get the integer part. The type comes first: the union is made each time, which is slow
+        if type(seq_id) is not int and not isinstance(seq_id, int | np.integer):
             raise TypeError(f"a sequence is an integer, not {seq_id!r}")
         if not 0 <= seq_id < self.n_seq_max:
             raise ValueError(f"sequence {seq_id} is out of range [0, {self.n_seq_max}); see n_seq_max")

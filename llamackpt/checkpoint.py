@@ -80,10 +80,10 @@ class Checkpoint(Handle):
 
     __slots__ = ("__weakref__", "_context", "_id", "_slot", "full", "seq_id")
 
-    def __init__(self, context: Context, slot: Any, seq_id: int, full: bool) -> None:
+    def __init__(self, context: Context, slot: Any, ident: int, seq_id: int, full: bool) -> None:
         self._context: Context | None = context
         self._slot = slot  # for its end alone: see Gate.slot()
-        self._id: int = slot[0]
+        self._id = ident
         self.seq_id = seq_id
         self.full = full
 

@@ -160,9 +160,10 @@ class Context(Decoding, Handle):
 
         Raises UnsupportedError, CheckpointMemoryError.
         """
-        flags = FLAGS.get(tier) if isinstance(tier, str) else None
-        if flags is None:
-            raise ValueError(f"tier is one of {', '.join(FLAGS)}, not {tier!r}")
+        try:
+            flags = FLAGS[tier]
+        except (KeyError, TypeError):  # a list has no hash
+            raise ValueError(f"tier is one of {', '.join(FLAGS)}, not {tier!r}") from None
         with self._gate as gate:
             if type(seq_id) is not int or not 0 <= seq_id < self.n_seq_max:
                 self._check_seq(seq_id)
@@ -170,10 +171,11 @@ class Context(Decoding, Handle):
             log.reset_reason()
             slot = gate.slot()
             lib.llamackpt_checkpoint_save(gate.memory, seq_id, flags | lib.LLAMA_CHECKPOINT_FULL if full else flags, slot)
-            if slot[0] < 0:
+            ident = slot[0]
+            if ident < 0:
                 self._memory(gate)
-                check_status(slot[0], f"checkpoint of sequence {seq_id}")
-        return Checkpoint(self, slot, seq_id, full)
+                check_status(ident, f"checkpoint of sequence {seq_id}")
+        return Checkpoint(self, slot, ident, seq_id, full)
 
     def checkpoint_perf(self) -> CheckpointPerf:
         """Counts and times of the checkpoints so far."""

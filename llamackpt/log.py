@@ -52,7 +52,8 @@ def llamackpt_on_log(level: int, text: object) -> None:
 
 def reset_reason() -> None:
     """Forget what this thread's calls have failed of; called before the next one."""
-    _thread.reason, _thread.reason_level = "", logging.INFO
+    if _thread.reason:
+        _thread.reason, _thread.reason_level = "", logging.INFO
 
 
 def reason() -> str:
