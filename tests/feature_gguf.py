@@ -27,16 +27,16 @@ MASK = 1  # any token will do
 
 
 class Teacher:
-    """The shipped model, and what it makes of some texts.
+    """The shipped model or another one with its tokens, and what it makes of some texts.
 
-    source: what write_f32 wrote; texts: the beginnings of what the drafts are fitted to.
+    source: what write_f32 or write_llama wrote; texts: the beginnings of what the drafts are fitted to.
     """
 
     def __init__(self, source: Path, texts: Sequence[str]) -> None:
         reader: Any = gguf.GGUFReader(source)
         tensors = {tensor.name: np.array(tensor.data, np.float32).reshape(tensor.shape[::-1]) for tensor in reader.tensors}
         self.reader = reader
-        self.n_layer = int(reader.fields["qwen35.block_count"].contents())
+        self.n_layer = next(int(field.contents()) for name, field in reader.fields.items() if name.endswith(".block_count"))
         self.embedding: Array = tensors["token_embd.weight"]
         self.head: Array = tensors.get("output.weight", self.embedding)
         self.norm: Array = tensors["output_norm.weight"]
@@ -46,7 +46,7 @@ class Teacher:
 
 
 def write_drafts(source: Path, directory: Path, texts: Sequence[str]) -> dict[str, Path]:
-    """One of each kind, fitted to the texts that begin so. source: what write_f32 wrote."""
+    """One of each kind, fitted to the texts that begin so. source: what write_f32 or write_llama wrote."""
     teacher = Teacher(source, texts)
     return {
         "eagle3": write_eagle3(teacher, directory / "eagle3.gguf"),

@@ -352,7 +352,7 @@ class Run:
         except RequestError as error:
             said = str(error)
             fits = n_parts == self.config.n_parts and n_tokens <= self.config.n_slot and draft == self.config.draft
-            full = self.config.unified and "no available space" in said
+            full = self.config.unified and "does not fit in the memory" in said
             need(not fits or full, f"restore of {self.files[name]}: {said}")
             return
         self.done["restored"] += 1

@@ -150,3 +150,13 @@ def test_several_answers_to_one_prompt_are_each_what_one_would_be(
 ) -> None:
     with start(hybrid, *flags(drafts, name, 1), n_ctx=4 * 512, parallel=4) as server:
         check_answers(plain, server)
+
+
+def test_a_draft_goes_on_where_the_context_was_shifted(transformer: Path, tmp_path: Path) -> None:
+    """EAGLE3 keeps the position of the last token outside of its cache: it moves with the others."""
+    log, drafts = tmp_path / "log", write_drafts(transformer, tmp_path, PROMPTS[::2])
+    with start(transformer, *flags(drafts, "eagle3", 3), "--context-shift", n_ctx=256, log=log) as server:
+        done = greedy(server.client(), PROMPTS[1], 600, ignore_eos=True)
+    assert (len(done.tokens), done.truncated) == (600, True)
+    assert "context shift, n_keep" in log.read_text()
+    assert "inconsistent sequence positions" not in log.read_text()

@@ -26,6 +26,7 @@ from server_checks import (
 )  # fmt: skip
 
 import llamackpt
+from llamackpt.bench.state_heavy import Shape, write_state_heavy
 from llamackpt.errors import RequestError
 from llamackpt.server import Client, Completion, Server
 
@@ -430,3 +431,68 @@ def test_a_request_that_fails_with_other_adapters_leaves_the_memory_to_the_other
         with pytest.raises(RequestError):
             client.completion([*tokens[:10], 10**5], id_slot=0, lora=[{"id": 0, "scale": 0.5}])
         assert len(greedy(client, tokens[5:305], 4, id_slot=1).tokens) > 0
+
+
+def test_a_checkpoint_that_was_dropped_is_the_reason_until_its_tokens_are_decoded(hybrid: Path) -> None:
+    """The requests in between do not need it."""
+    with start(hybrid, "--ctx-checkpoints", "2", "--checkpoint-min-step", "1", n_ctx=2048) as server:
+        client = server.client()
+        prompt = in_turns(client, 6)
+        greedy(client, prompt + "# more\n", 4, cache_prompt=True)
+        back = prompt[: prompt.index("# 3\n")]
+        found = [greedy(client, back + end, 4, cache_prompt=True).timings for end in ("# x\n", "# y\n")]
+        assert found[0].cache_miss_n > 20
+        assert [timings.cache_miss_reason for timings in found] == ["checkpoint_dropped", "checkpoint_before"]
+
+
+NO_ROOM = ("--ckpt-device-mem", "0", "--ckpt-host-mem", "0")
+
+
+@pytest.mark.parametrize("flags", [NO_ROOM, ("--ckpt-device-mem", "0", "--ckpt-host-mem", "1")], ids=["none", "too little"])
+def test_a_prompt_is_not_split_for_checkpoints_without_room(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """Neither on the device nor on the host; when a state is larger than that, from the second time on."""
+    model = tmp_path / "heavy.gguf"
+    write_state_heavy(model, shape=Shape(n_layer=4))  # 10 MB a state
+    delimiters = [{"role": "user", "delimiter": "class"}]
+    decodes = {}
+    for more in (flags, ("--ctx-checkpoints", "0")):
+        with start(model, *more) as server:
+            client = server.client()
+
+            def ask(prompt: str, client: Client = client) -> Completion:
+                return greedy(client, prompt, 1, cache_prompt=True, message_delimiters=delimiters)
+
+            ask("class A:\n    pass\nclass B:\n    pass\n")
+            grown = counted(client, lambda: ask("# new\n" + "".join(PROMPTS[:3])))
+            decodes[more] = grown["llamacpp:n_decode_total"]
+            assert grown["llamacpp:checkpoint_save_count"] == 0
+            assert ask("# new\n" + PROMPTS[0]).timings.cache_miss_reason == "checkpoints_disabled"
+    assert len(set(decodes.values())) == 1
+
+
+def test_embeddings_are_no_misses(hybrid: Path) -> None:
+    """They never use what the slot has; a request that asks not to is one."""
+    with start(hybrid, "--embeddings", "--pooling", "last") as server:
+
+        def grown() -> float:
+            body = {"content": PROMPTS[0]}
+            counts = counted(server.client(), lambda: requests.post(f"{server.url}/embedding", json=body, timeout=60))
+            return sum(count for name, count in counts.items() if "misses" in name)
+
+        grown()  # the slot is empty
+        assert grown() == 0
+    with start(hybrid) as server:
+        greedy(server.client(), PROMPTS[0], 1)
+        counts = counted(server.client(), lambda: greedy(server.client(), PROMPTS[0], 1))
+        assert counts['llamacpp:checkpoint_misses_total{reason="cache_disabled"}'] == 1
+
+
+def test_a_draft_context_that_is_cut_is_not_counted_as_a_restore(hybrid: Path, transformer: Path, tmp_path: Path) -> None:
+    """Where the states are serialized, as the one of the model is here; the draft's tokens are removed."""
+    env = {"LD_PRELOAD": str(preloadable("no_checkpoints.c", tmp_path))}
+    flags = ("--spec-type", "draft-simple", "--model-draft", str(transformer), "--spec-draft-p-min", "0")
+    with start(hybrid, *flags, "--ctx-checkpoints", "0", env=env) as server:
+        client = server.client()
+        counts = counted(client, lambda: [greedy(client, prompt, 40) for prompt in PROMPTS[:3]])
+    assert 0 < counts["llamacpp:checkpoint_restore_count"] <= counts["llamacpp:spec_decode_num_drafts_total"]
+    assert counts["llamacpp:checkpoint_save_count"] <= counts["llamacpp:spec_decode_num_drafts_total"]

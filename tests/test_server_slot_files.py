@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -291,14 +292,45 @@ def test_a_slot_file_that_is_not_there_or_not_allowed_is_refused(drafting: Clien
 
 
 def test_a_name_of_files_that_are_not_complete_is_refused(drafting: Client, slots: Path) -> None:
-    """It is that of the file that the next one to be saved is written to; and what is there already stays."""
+    """And one that leaves no room for what is added to it until then, before anything is written."""
+    before = sorted(slots.iterdir())
+    for name in ("some.tmp", "some.01234567.tmp", "n" * 243, "é" * 121 + "n"):
+        with pytest.raises(RequestError, match="Invalid filename") as caught:
+            drafting.save_slot(0, name)
+        assert caught.value.code == 400
+    assert sorted(slots.iterdir()) == before
+    for name in ("n" * 242, "é" * 121):
+        saved = drafting.save_slot(0, name)
+        assert saved.nbytes == (slots / name).stat().st_size
+        (slots / name).unlink()
+    (slots / "taken").mkdir()
     with pytest.raises(RequestError):
-        drafting.save_slot(0, "some.tmp")
-    (slots / "other.tmp").mkdir()
-    with pytest.raises(RequestError):
-        drafting.save_slot(0, "other")
-    assert (slots / "other.tmp").is_dir()
-    (slots / "other.tmp").rmdir()
+        drafting.save_slot(0, "taken")
+    (slots / "taken").rmdir()
+    assert sorted(slots.iterdir()) == before  # and so nothing of what could not get its name
+
+
+def test_servers_that_save_to_one_name_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """What is read meanwhile is complete, whoever it is of, and nothing else stays."""
+    flags, n_rounds = ("--slot-save-path", str(tmp_path)), 60
+    model = llamackpt.default_model()
+    with start(model, *flags, n_ctx=4096) as one, start(model, *flags, n_ctx=4096) as other, start(model, *flags) as reader:
+        clients = [one.client(), other.client()]
+        counts = [greedy(client, PROMPTS[n], 4).n_prompt for n, client in enumerate(clients)]
+        sizes = {clients[n].save_slot(0, "one").n_tokens for n in range(2)}
+        assert len(sizes) == len(set(counts)) == 2
+
+        def save(client: Client) -> None:
+            for _ in range(n_rounds):
+                client.save_slot(0, "one")
+
+        with ThreadPoolExecutor(2) as threads:
+            saving = [threads.submit(save, client) for client in clients]
+            for _ in range(n_rounds):
+                assert reader.client().restore_slot(0, "one").n_tokens in sizes
+            for done in saving:
+                done.result()
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
 ROPE = [("--rope-freq-base", "500"), ("--rope-scaling", "linear", "--rope-scale", "8")]
@@ -333,3 +365,74 @@ def test_a_slot_file_is_of_the_weights_that_were_loaded(hybrid: Path, slots: Pat
         server.client().save_slot(0, "weights")
     with start(model, *flags) as server, pytest.raises(RequestError, match="of another model"):
         server.client().restore_slot(0, "weights")
+
+
+def test_a_slot_file_is_of_the_adapters_that_were_loaded(hybrid: Path, slots: Path, tmp_path: Path) -> None:
+    """And not of those that took their place in the directory since."""
+    path = write_lora(tmp_path / "lora.gguf")
+    loaded, flags = path.read_bytes(), ("--slot-save-path", str(slots), "--lora", str(path))
+    with start(hybrid, *flags) as server:
+        greedy(server.client(), PROMPTS[0], 4, cache_prompt=True)
+        write_lora(tmp_path / "new", 2).replace(path)
+        server.client().save_slot(0, "adapters")
+        server.client().restore_slot(0, "adapters")
+    with start(hybrid, *flags) as server, pytest.raises(RequestError, match="other LoRA adapters"):
+        server.client().restore_slot(0, "adapters")
+    path.write_bytes(loaded)
+    with start(hybrid, *flags) as server:
+        assert server.client().restore_slot(0, "adapters").n_tokens > 4
+
+
+def test_a_slot_file_of_other_factors_of_the_positions_is_refused(archs: Path, slots: Path) -> None:
+    """With LongRoPE the size of the context chooses them: up to the one of the training, here 256, they are the short ones."""
+    key = "phi3.rope.scaling.original_context_length"
+    prompt = [1 + 7 * i % 90 for i in range(40)]
+    restored = {}
+    for n_ctx in (256, 128, 512, 1024):
+        flags = ("--override-kv", f"{key}=int:256", "--slot-save-path", str(slots))
+        with start(archs / "phi3-dense.gguf", *flags, n_ctx=n_ctx) as server:
+            client = server.client()
+            for name in ("256", "512"):
+                try:
+                    restored[name, n_ctx] = (slots / name).exists() and client.restore_slot(0, name).n_tokens > len(prompt) - 2
+                except RequestError as error:
+                    assert "another model or of another type of cache" in str(error)
+                    restored[name, n_ctx] = False
+            if n_ctx in (256, 512):
+                client.completion(prompt, max_tokens=2, ignore_eos=True)
+                client.save_slot(0, str(n_ctx))
+    assert [pair for pair, ok in restored.items() if ok] == [("256", 128), ("512", 1024)]
+
+
+def test_a_slot_file_of_a_draft_with_another_type_of_cache_is_refused(hybrid: Path, slots: Path) -> None:
+    flags = ("--spec-type", "draft-simple", "--model-draft", str(llamackpt.default_model()), "--slot-save-path", str(slots))
+    for more in ((), ("--cache-type-k-draft", "q8_0")):
+        with start(hybrid, *flags, *more) as server:
+            if not more:
+                greedy(server.client(), PROMPTS[0], 4, cache_prompt=True)
+                server.client().save_slot(0, "of a draft")
+                continue
+            with pytest.raises(RequestError, match="another type of cache"):
+                server.client().restore_slot(0, "of a draft")
+
+
+@pytest.mark.parametrize("flags", [(), ("--ckpt-host-mem", "0")], ids=["all", "device"])
+def test_a_file_that_cannot_be_restored_leaves_the_checkpoints_on_the_device(
+    plain: Client, hybrid: Path, slots: Path, flags: tuple[str, ...]
+) -> None:
+    """Without flash attention the values are stored in another order, which is noticed while the state is read."""
+    flags = ("--checkpoint-min-step", "1", "--slot-save-path", str(slots), *flags)
+    with start(hybrid, *flags, "--flash-attn", "on") as server:
+        greedy(server.client(), PROMPTS[0], 4, cache_prompt=True)
+        server.client().save_slot(0, "in order")
+    with start(hybrid, *flags, "--flash-attn", "off", n_ctx=2048) as server:
+        client = server.client()
+        prompt = in_turns(client, 4)
+        before = held(client)
+        assert before["shared"] > 0
+        with pytest.raises(RequestError, match="the log says why"):
+            client.restore_slot(0, "in order")
+        assert held(client) == before
+        found = greedy(client, prompt + "# else\n", cache_prompt=True)
+        assert found.timings.prompt_n < 32
+        assert_same(plain, prompt + "# else\n", greedy(plain, prompt + "# else\n"), found)
