@@ -36,7 +36,7 @@ _ERRORS: dict[int, tuple[type[CheckpointError], str]] = {
     lib.LLAMA_CHECKPOINT_UNSUPPORTED: (UnsupportedError, "the memory of this model cannot do that"),
     lib.LLAMA_CHECKPOINT_STALE: (
         StaleCheckpointError,
-        "the tokens before its position were removed or moved; take it with full=True to be safe from that",
+        "the tokens before its position were removed or moved; one taken with full=True is safe from removals",
     ),
     lib.LLAMA_CHECKPOINT_NO_MEMORY: (
         CheckpointMemoryError,

@@ -55,7 +55,7 @@ class CheckpointError(LlamaError):
 
 
 class StaleCheckpointError(CheckpointError):
-    """The tokens that the rollback checkpoint relies on were removed or moved. A full one is safe from that."""
+    """The tokens that the rollback checkpoint relies on were removed or moved. A full one is safe from removals."""
 
 
 class CheckpointMemoryError(CheckpointError):

@@ -1,0 +1,71 @@
+"""Faults of llama.cpp that the series mends, where a caller of this package met them."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llamackpt
+from llamackpt.errors import DecodeError, LlamaError
+
+
+def test_bytes_that_are_no_text_are_replaced(model: llamackpt.Model) -> None:
+    replaced = model.tokenize(b"\xff" * 4)
+    for beyond in (b"\xf4\x90\x80\x80", b"\xf7\xbf\xbf\xbf"):  # U+110000 and U+1FFFFF, if there were such
+        assert model.tokenize(beyond).tolist() == replaced.tolist()
+    assert model.tokenize("\U0010ffff".encode()).size > 0
+
+
+def test_a_context_goes_on_after_memory_for_a_batch_could_not_be_had(archs: Path) -> None:
+    with llamackpt.Model(archs / "minimax-m3-moe.gguf") as model, model.context(n_ctx=256, n_batch=1) as ctx:
+        expected = ctx.decode([1, 2, 3])
+        ctx.seq_rm()
+        with pytest.raises(DecodeError, match="memory"):
+            ctx.decode([25], pos=2**31 - 3)  # its buffer grows with the position
+        ctx.seq_rm()
+        assert np.array_equal(ctx.decode([1, 2, 3]), expected)
+
+
+@pytest.mark.parametrize("name", ["llama-dense", "gemma3-dense", "minimax-m3-moe", "stablelm-dense"])
+@pytest.mark.parametrize("type_k", ["bf16", "q8_0"])
+def test_keys_of_any_type_are_shifted(archs: Path, name: str, type_k: str) -> None:
+    """Attention sees distances. Those are the same after all tokens moved, and others after some of them did."""
+
+    def logits(cache: str, cut: bool, delta: int) -> np.ndarray:
+        with model.context(n_ctx=256, type_k=cache) as ctx:
+            ctx.decode(range(1, 30))
+            if cut:
+                ctx.seq_rm(0, 4, 12)
+            if delta:
+                ctx.seq_add(0, 12 if cut else 0, -1, delta)
+            return ctx.decode([5])[0].astype(float)
+
+    def error(a: np.ndarray, b: np.ndarray) -> float:
+        return float(((a - b) ** 2).sum() / (b**2).sum())
+
+    with llamackpt.Model(archs / f"{name}.gguf") as model:
+        whole, cut = logits("f32", False, 0), logits("f32", True, -8)
+        far = error(cut, whole)
+        assert error(logits(type_k, False, 7), whole) < 0.1 * far
+        assert error(logits(type_k, True, -8), cut) < 0.1 * far
+
+
+@pytest.mark.parametrize("name", ["llama-dense", "gemma3-dense", "jamba-dense", "mamba-dense"])
+def test_a_state_with_an_impossible_position_is_refused_or_harmless(archs: Path, name: str) -> None:
+    refused = 0
+    with llamackpt.Model(archs / f"{name}.gguf") as model, model.context(n_ctx=256) as ctx:
+        ctx.decode([1, 2, 3, 4, 5, 6])
+        state = ctx.state_get()
+        for at in range(0, min(len(state), 200), 4):
+            wrong = bytearray(state)
+            wrong[at : at + 4] = struct.pack("<i", -1)
+            try:
+                ctx.state_set(0, bytes(wrong))
+            except LlamaError:
+                refused += 1
+            ctx.decode([5])
+            ctx.seq_rm()
+    assert refused > 5
