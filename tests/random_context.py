@@ -98,6 +98,36 @@ class Run:
                 raise Mismatch(f"logits of sequence {seq} at {seqs[seq].pos}: NMSE {error:.2g}")
         return rows
 
+    def decode_shared(self, a: int, b: int, c: int) -> None:
+        """Tokens of two sequences at once, which are the same so far."""
+        src, dst, n = a % N_SEQ, b % N_SEQ, 1 + c % 3
+        if src == dst or not self.memory.unified:
+            return
+        self._room(src, n)
+        self.copy(src, dst, c)
+        state = self.memory.seqs[src]
+        tokens = self._tokens(n, c)
+        batch = llamackpt.Batch()
+        for i, token in enumerate(tokens):
+            batch.add(token, state.pos + 1 + i, (src, dst) if c & 1 else (dst, src), logits=i + 1 == n)
+        if not self.kind.shared:
+            with refused(UnsupportedError):
+                self.ctx.decode_batch(batch)
+            return
+        fits = self.memory.fits({src: n})
+        try:
+            row = self.ctx.decode_batch(batch)[0]
+        except ContextFullError:
+            if fits:
+                raise Mismatch(f"no room for {n} tokens of sequences {src} and {dst}") from None
+            self.done["full"] += 1
+            return
+        state = state.decoded(tokens, [new_cell() for _ in tokens])
+        self.memory.seqs[src] = self.memory.seqs[dst] = state
+        error = nmse(row, self.oracle.logits(state.events))
+        if not error < self.kind.bound:
+            raise Mismatch(f"logits of sequences {src} and {dst} at {state.pos}: NMSE {error:.2g}")
+
     # checkpoints
 
     def save(self, a: int, b: int, c: int) -> Saved | None:
@@ -315,6 +345,8 @@ class Run:
         self.done["rolled back"] += 1
         if n & 1:  # what comes next is likely to be a decode, and the rollback then no longer pending
             self.save(seq, p0, 0)
+        elif n & 2:
+            self.decode_shared(seq, seq + 1, p0)
 
     @staticmethod
     def _is_text(state: State) -> bool:

@@ -17,6 +17,7 @@ class Kind:
     exact:     other sequences that are moved make a checkpoint stale only if they share its tokens; else, if in doubt.
     shift:     positions can be shifted.
     middle:    tokens in the middle can be removed.
+    shared:    a token can belong to several sequences.
     devices:   its tensors are split over so many, each a ggml-rpc-server of its own.
     share:     of the operations, the weight of this model.
     bound:     NMSE of logits that were computed in other batches.
@@ -32,6 +33,7 @@ class Kind:
     exact: bool = False
     shift: bool = True
     middle: bool = True
+    shared: bool = True
     devices: int = 0
     share: int = 4
     bound: float = 1e-9
@@ -57,15 +59,17 @@ KINDS = {
     for kind in (
         Kind("kv", "llama-dense", exact=True, share=12),
         Kind("iswa", "gemma3-dense", window=True, share=12, bound=1e-6),
-        Kind("recurrent", "rwkv7", tokens=False, recurrent=True, share=12),
-        Kind("recurrent-mamba", "mamba2-dense", tokens=False, recurrent=True, share=8),
+        Kind("recurrent", "rwkv7", tokens=False, recurrent=True, shared=False, share=12),
+        Kind("recurrent-mamba", "mamba2-dense", tokens=False, recurrent=True, shared=False, share=8),
         Kind("hybrid", "qwen35-dense", recurrent=True, exact=True, shift=False, share=14),
         Kind("hybrid-split", "qwen35-dense", recurrent=True, exact=True, shift=False, devices=2, share=2, bound=4e-6),
         Kind("hybrid-iswa-split", "lfm2-dense", recurrent=True, window=True, shift=False, devices=2, share=2, bound=1e-4),
         Kind("hybrid-falcon", "falcon-h1-dense", recurrent=True, exact=True, share=8),
         Kind("hybrid-jamba", "jamba-dense", recurrent=True, exact=True, share=4),
         Kind("hybrid-iswa", "lfm2-dense", recurrent=True, window=True, shift=False, share=12),
-        Kind("hybrid-idx", "qwen4exp-moe", recurrent=True, exact=True, index=True, shift=False, share=4, bound=1e-8),
+        Kind(
+            "hybrid-idx", "qwen4exp-moe", recurrent=True, exact=True, index=True, shift=False, shared=False, bound=1e-8,
+        ),
         Kind("hybrid-kpool", "glm5-next-moe", recurrent=True, exact=True, index=True, share=4),
         Kind("dsa", "deepseek32-moe", exact=True, share=2),
         Kind("dsa-iswa", "dots3note-moe", window=True, share=2),

@@ -40,9 +40,9 @@ Op = tuple[str, int, int, int]
 
 # name of the operation, and how often it comes
 OPS = {
-    "decode": 6, "decode_one": 4, "decode_some": 8, "fill": 1, "draft": 4, "save": 8, "restore": 8, "probe": 3, "fork": 2,
-    "delete": 2, "remove_tail": 4, "remove_middle": 2, "remove_all": 2, "copy": 3, "transfer": 1, "read": 2, "shift": 2,
-    "reserve": 2, "keep": 1, "misuse": 1, "clear": 1,
+    "decode": 6, "decode_one": 4, "decode_some": 8, "decode_shared": 2, "fill": 1, "draft": 4, "save": 8, "restore": 8,
+    "probe": 3, "fork": 2, "delete": 2, "remove_tail": 4, "remove_middle": 2, "remove_all": 2, "copy": 3, "transfer": 1,
+    "read": 2, "shift": 2, "reserve": 2, "keep": 1, "misuse": 1, "clear": 1,
 }  # fmt: skip
 NAMES = [name for name, n in OPS.items() for _ in range(n)]
 LENGTH = 60  # operations on one context
