@@ -39,7 +39,6 @@ class Decoding(Sequences):
     n_ubatch: int
     _n_vocab: int
     _n_pos: int
-    _has_state: bool  # one that cannot go back a token: recurrent and hybrid models
     _status: Any  # int32_t *, of the last decode
     _one: npt.NDArray[np.int32]  # a single id, written again by each decode
     _scratch: Scratch

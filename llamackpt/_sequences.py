@@ -31,6 +31,7 @@ class Sequences:
     kv_unified: bool
     _arch: str
     _gate: Gate
+    _has_state: bool  # one that cannot go back a token: recurrent and hybrid models
     _interrupted: set[int]  # sequences that lost their state in a decode that was stopped
 
     def _check_seq(self, seq_id: int) -> None:
@@ -79,7 +80,10 @@ class Sequences:
                 self._interrupted.discard(seq_id)
 
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> None:
-        """Copy the tokens of sequence src at positions [p0, p1) to dst."""
+        """Copy the tokens of sequence src at positions [p0, p1) to dst.
+
+        Raises UnsupportedError for a part of a sequence whose running state is that of all its tokens (recurrent, hybrid).
+        """
         with self._gate as gate:
             self._check_seq(src)
             self._check_seq(dst)
@@ -88,7 +92,10 @@ class Sequences:
             if whole_only and (p0 > 0 or p1 >= 0) and not self.model.is_recurrent:
                 raise UnsupportedError("only whole sequences can be copied here (kv_unified=False, or DeepSeek V4)")
             self._check_interrupted(src)
-            lib.llama_memory_seq_cp(self._memory(gate), src, dst, p0, p1)
+            memory = self._memory(gate)
+            if self._has_state and (p0 > 0 or 0 <= p1 <= lib.llama_memory_seq_pos_max(memory, src)):
+                raise UnsupportedError("only whole sequences can be copied here: the running state is that of all tokens")
+            lib.llama_memory_seq_cp(memory, src, dst, p0, p1)
             self._interrupted.discard(dst)
 
     def seq_keep(self, seq_id: int) -> None:

@@ -42,7 +42,7 @@ class Context(Decoding, Handle):
     flash_attn:  "auto", True or False.
     type_k, type_v: type of the KV cache, "f16" by default.
     n_rs_seq:    llama.cpp's own rollback snapshots per sequence, for the architectures that have them: seq_rm() takes
-                 back as many of the last batch's tokens, but not the first of these.
+                 back as many of the last batch's tokens, but not the first of these. n_ubatch is at least n_rs_seq + 2 then.
     offload_kqv: keep the KV cache on the GPU, with the layers that are there.
     swa_full:    a cache of full size for the layers with a sliding window.
 
@@ -100,9 +100,6 @@ class Context(Decoding, Handle):
         self.n_ubatch = int(lib.llama_n_ubatch(ctx))
         self.n_seq_max = int(lib.llama_n_seq_max(ctx))
         self.n_rs_seq = int(lib.llama_n_rs_seq(ctx))
-        if self.n_rs_seq > 0 and self.n_ubatch <= self.n_rs_seq + 1:  # llama.cpp aborts with the first batch
-            self.close()
-            raise ValueError(f"n_ubatch is {self.n_rs_seq + 2} or more with n_rs_seq={self.n_rs_seq}, not {self.n_ubatch}")
         self.kv_unified = kv_unified
         self._n_vocab = model.n_vocab
         self._has_state = model.is_recurrent or model.is_hybrid

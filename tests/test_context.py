@@ -158,6 +158,16 @@ def test_a_part_of_a_recurrent_sequence_cannot_be_removed(ctx: llamackpt.Context
     assert ctx.pos_max() == 2
 
 
+def test_a_part_of_a_recurrent_sequence_cannot_be_copied(ctx: llamackpt.Context) -> None:
+    ctx.decode([1, 2, 3])
+    for part in ((0, 2), (1, -1), (1, 3)):
+        with pytest.raises(UnsupportedError, match="whole sequences"):
+            ctx.seq_cp(0, 1, *part)
+    assert ctx.pos_max(1) == -1
+    ctx.seq_cp(0, 1, 0, 3)
+    assert ctx.pos_max(1) == 2
+
+
 def test_what_would_abort_llama_cpp_is_refused(model: llamackpt.Model, archs: Path) -> None:
     with model.context(n_ctx=256, n_seq_max=2, kv_unified=False) as ctx:
         ctx.decode([1, 2, 3])
@@ -199,7 +209,7 @@ def test_options_out_of_range_are_named(model: llamackpt.Model) -> None:
 
 
 def test_snapshots_need_room_in_a_part_of_a_batch(model: llamackpt.Model) -> None:
-    with pytest.raises(ValueError, match="n_ubatch is 8 or more with n_rs_seq=6, not 7"):
+    with pytest.raises(LlamaError, match=r"n_ubatch \(7\) must be larger than n_rs_seq \+ 1"):
         model.context(n_ctx=256, n_ubatch=7, n_rs_seq=6)
     with model.context(n_ctx=256, n_ubatch=8, n_rs_seq=6) as ctx:
         assert ctx.decode(list(range(30))).shape == (1, model.n_vocab)
