@@ -14,6 +14,7 @@ from ._ffi import ffi
 __all__ = ["Handle", "forks", "owned", "slot_for", "taken"]
 
 _forks = 0
+_needed: dict[object, Any] = {}
 
 
 def _count_fork() -> None:
@@ -40,11 +41,19 @@ def owned(pointer: Any, free: Callable[[Any], object]) -> Any:
     return ffi.gc(pointer, release)
 
 
-def slot_for(kind: str, free: Callable[[Any], object]) -> Any:
+def slot_for(kind: str, free: Callable[[Any], object], needed: Any = None) -> Any:
     """Memory for a pointer that llama.cpp writes there: it is owned before Python runs again, or a signal handler that raises
-    then would lose it. kind: as "struct llama_model **".
+    then would lose it. kind: as "struct llama_model **". needed: what has to be freed after it, though both are in a cycle.
     """
-    return owned(ffi.new(kind), lambda slot: slot[0] and free(slot[0]))
+    made, key = _forks, object()
+
+    def release(slot: Any) -> None:
+        if _forks == made and slot[0]:
+            free(slot[0])
+        _needed.pop(key, None)
+
+    _needed[key] = needed  # the collector ends what is in a cycle in any order
+    return ffi.gc(ffi.new(kind), release)
 
 
 def taken(slot: Any) -> Any:

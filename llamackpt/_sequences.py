@@ -82,7 +82,8 @@ class Sequences:
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> None:
         """Copy the tokens of sequence src at positions [p0, p1) to dst.
 
-        Raises UnsupportedError for a part of a sequence whose running state is that of all its tokens (recurrent, hybrid).
+        Raises UnsupportedError for a part of a sequence whose running state is that of all its tokens (recurrent, hybrid);
+        there p0 is 0, wherever the sequence begins.
         """
         with self._gate as gate:
             self._check_seq(src)

@@ -186,8 +186,10 @@ class Checkpoint(Handle):
         """Give back what it holds. Deleting twice is fine."""
         context = self._context
         if context is not None:
-            context._gate.delete_checkpoint(self._slot)
-            self._context = None
+            try:
+                context._gate.delete_checkpoint(self._slot)
+            finally:  # it can raise what a handler raised in an earlier call
+                self._context = None
 
     def __enter__(self) -> Checkpoint:
         self._owner()

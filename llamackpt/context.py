@@ -87,7 +87,7 @@ class Context(Decoding, Handle):
         params.abort_callback_data = self._polled
 
         log.reset_reason()
-        slot = slot_for("struct llama_context **", lib.llama_free)
+        slot = slot_for("struct llama_context **", lib.llama_free, handle)
         lib.llamackpt_init(handle, params, slot)
         _caught.reraise()
         if slot[0] == ffi.NULL:

@@ -99,7 +99,7 @@ class Vocab:
 
     def check_tokens(self, tokens: Iterable[int]) -> npt.NDArray[np.int32]:
         """The tokens as int32 [n], or ValueError, TypeError."""
-        if isinstance(tokens, bytes | bytearray | memoryview):  # their numbers would pass for tokens
+        if isinstance(tokens, bytes | bytearray) or (isinstance(tokens, memoryview) and tokens.format in "bBc"):  # no tokens
             raise TypeError(f"tokens have to be integers, not {type(tokens).__name__}; tokenize() makes them of text")
         ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
         if ids.ndim != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import logging
 import os
@@ -23,6 +24,7 @@ from conftest import ctrl_c_after
 import llamackpt
 from llamackpt import ContextFullError, LlamaError, UnsupportedError, _caught, _scratch
 from llamackpt._ffi import ffi
+from llamackpt._owned import slot_for, taken
 from llamackpt._params import ContextOptions
 
 
@@ -540,6 +542,21 @@ with llamackpt.Model(llamackpt.default_model()) as model, model.context(n_ctx=25
         ck.restore()
         ctx.decode([4])
 """
+
+
+def test_a_model_is_freed_after_its_contexts_though_all_are_in_a_cycle() -> None:
+    order: list[str] = []
+
+    def made(name: str, needed: object = None) -> object:
+        slot = slot_for("int **", lambda _: order.append(name), needed)
+        slot[0] = ffi.cast("int *", 1)
+        return taken(slot)
+
+    cycle: list[object] = [made("model")]
+    cycle += [made("context", cycle[0]), cycle]
+    del cycle
+    gc.collect()
+    assert order == ["context", "model"]
 
 
 def test_the_blocks_of_a_fork_are_left_without_a_word() -> None:

@@ -126,10 +126,12 @@ def test_ctrl_c_while_it_is_started_leaves_nothing_behind(tmp_path: Path, where:
     program.write_text(f"#!/bin/sh\necho $$ >> {pids}\nexec sleep 60\n")
     program.chmod(0o755)
     pids.touch()
+    before = set(threading.enumerate())
     with pytest.raises((KeyboardInterrupt, ServerStartError)), ctrl_c_after(where):
         Server(MODEL, program=program, timeout=1)
     if where == "fork_exec":
         assert soon(lambda: len(pids.read_text()) > 0)
+    assert soon(lambda: before.issuperset(threading.enumerate()))  # nothing is still starting one
     assert soon(lambda: all(is_gone(int(pid)) for pid in pids.read_text().split()))
 
 

@@ -42,7 +42,7 @@ class Client:
     """
 
     def __init__(self, url: str, *, timeout: float = 60.0, api_key: str | None = None) -> None:
-        if not 0 < timeout < math.inf:  # not a number, too
+        if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:  # not a number, too
             raise ValueError(f"timeout is a number of seconds above 0, not {timeout}")
         self._requests = _import_requests()
         self.url = url.rstrip("/")
@@ -230,7 +230,7 @@ def _body(
 
 
 def _ids(tokens: Sequence[int]) -> list[int]:
-    if isinstance(tokens, bytes | bytearray | memoryview):  # their numbers would pass for tokens
+    if isinstance(tokens, bytes | bytearray) or (isinstance(tokens, memoryview) and tokens.format in "bBc"):  # no tokens
         raise TypeError(f"tokens have to be integers, and text a str, not {type(tokens).__name__}")
     return [operator.index(token) for token in tokens]
 

@@ -241,14 +241,16 @@ class _Child:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
+            _children.add(self)
+            self._reader = threading.Thread(target=self._read, name="llama-server log", daemon=True)
+            self._reader.start()
+            threading.Thread(target=self._wait, name="llama-server end", daemon=True).start()
         except BaseException:
-            self.process.kill()
-            self.process.wait()
+            for process in (self.process, getattr(self, "_guard", None)):
+                if process is not None:
+                    process.kill()
+                    process.wait()
             raise
-        _children.add(self)
-        self._reader = threading.Thread(target=self._read, name="llama-server log", daemon=True)
-        self._reader.start()
-        threading.Thread(target=self._wait, name="llama-server end", daemon=True).start()
 
     def _read(self) -> None:
         output = self.process.stdout
