@@ -53,6 +53,28 @@ def test_keys_of_any_type_are_shifted(archs: Path, name: str, type_k: str) -> No
         assert error(logits(type_k, True, -8), cut) < 0.1 * far
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["llama-dense", "gemma3-dense", *(f"{name}-moe" for name in ("minimax-m3", "deepseek32", "glm-dsa", "dots3note"))],
+)
+def test_shifted_keys_are_those_of_tokens_that_were_there(archs: Path, name: str) -> None:
+    """In all caches of the memory, also in one that only chooses what attention sees."""
+
+    def state(start: int, delta: int) -> np.ndarray:
+        with model.context(n_ctx=256, type_k="f32", type_v="f32") as ctx:
+            ctx.decode(range(1, 30), pos=start)
+            if delta:
+                ctx.seq_add(0, 0, -1, delta)
+            return np.frombuffer(ctx.state_get(), np.uint8)
+
+    with llamackpt.Model(archs / f"{name}.gguf") as model:
+        was_there, shifted = state(7, 0), state(0, 7)
+        assert was_there.size == shifted.size
+        n = was_there.size // 4 * 4
+        a, b = was_there[:n].view(np.float32), shifted[:n].view(np.float32)
+        assert np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
 @pytest.mark.parametrize("name", ["llama-dense", "gemma3-dense", "jamba-dense", "mamba-dense"])
 def test_a_state_with_an_impossible_position_is_refused_or_harmless(archs: Path, name: str) -> None:
     refused = 0
