@@ -11,7 +11,7 @@ from ._ffi import lib
 from ._owned import forks
 from .errors import LlamaError
 
-__all__ = ["SPLIT_MODES", "ContextOptions", "check_flag", "check_range", "choice", "context_params"]
+__all__ = ["SPLIT_MODES", "ContextOptions", "check_flag", "check_range", "choice", "context_params", "is_bytes"]
 
 _MAX_SEQ = 256
 _CACHE_TYPES = {
@@ -132,6 +132,11 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
 def check_flag(name: str, value: bool) -> None:
     if not isinstance(value, int | np.bool_) or value not in (0, 1):
         raise TypeError(f"{name} is True or False, not {value!r}")
+
+
+def is_bytes(tokens: object) -> bool:
+    """Whether the numbers in it would pass for tokens."""
+    return isinstance(tokens, bytes | bytearray) or (isinstance(tokens, memoryview) and tokens.format in "bBc")
 
 
 def choice(name: str, value: Any, choices: dict[Any, int]) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._ffi import ffi, lib
+from ._params import is_bytes
 from .errors import LlamaError
 
 __all__ = ["Vocab"]
@@ -99,7 +100,7 @@ class Vocab:
 
     def check_tokens(self, tokens: Iterable[int]) -> npt.NDArray[np.int32]:
         """The tokens as int32 [n], or ValueError, TypeError."""
-        if isinstance(tokens, bytes | bytearray) or (isinstance(tokens, memoryview) and tokens.format in "bBc"):  # no tokens
+        if is_bytes(tokens):
             raise TypeError(f"tokens have to be integers, not {type(tokens).__name__}; tokenize() makes them of text")
         ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
         if ids.ndim != 1:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,29 @@ def ctrl_c_after(name: str) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(None)
+
+
+def interrupted_rounds(work: Callable[[], object], rounds: int, shortest: float, longest: float) -> Iterator[None]:
+    """Does the work once a round, in which a signal handler raises after a random time in seconds; yields after each."""
+
+    class Tick(Exception):
+        pass
+
+    def tick(*_: object) -> None:
+        raise Tick
+
+    rng = random.Random(1)
+    before = signal.signal(signal.SIGALRM, tick)
+    try:
+        for _ in range(rounds):
+            with contextlib.suppress(Tick):
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(shortest, longest))
+                work()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

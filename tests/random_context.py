@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 from random_kinds import EXCLUDED, Kind
-from random_model import EMPTY, MAX_LEN, N_CTX, N_SEQ, Memory, Oracle, Saved, State, new_cell, nmse
+from random_model import EMPTY, MAX_LEN, N_CTX, N_SEQ, Logits, Memory, Oracle, Saved, State, new_cell, nmse
 
 import llamackpt
 from llamackpt._ffi import lib
@@ -82,21 +82,32 @@ class Run:
         batch = llamackpt.Batch()
         for seq, i in order:
             batch.add(texts[seq][i], seqs[seq].pos + 1 + i, seq, logits=i + 1 == counts[seq])
-        fits = self.memory.fits(counts)
-        try:
-            logits = self.ctx.decode_batch(batch)
-        except ContextFullError:
-            if fits:
-                raise Mismatch(f"no room for {counts}") from None
-            self.done["full"] += 1
+        logits = self._submit(batch, counts)
+        if logits is None:
             return []
         rows = [seq for seq, i in order if i + 1 == counts[seq]]
         for seq, row in zip(rows, logits, strict=True):
             seqs[seq] = seqs[seq].decoded(texts[seq], [new_cell() for _ in texts[seq]])
-            error = nmse(row, self.oracle.logits(seqs[seq].events))
-            if not error < self.kind.bound:
-                raise Mismatch(f"logits of sequence {seq} at {seqs[seq].pos}: NMSE {error:.2g}")
+            self._compare(row, seq)
         return rows
+
+    def _submit(self, batch: llamackpt.Batch, counts: dict[int, int]) -> Logits | None:
+        """Its logits; None if there is no room for so many tokens more in the sequences, which is checked."""
+        fits = self.memory.fits(counts)
+        try:
+            return self.ctx.decode_batch(batch)
+        except ContextFullError:
+            if fits:
+                raise Mismatch(f"no room for {counts}") from None
+            self.done["full"] += 1
+            return None
+
+    def _compare(self, row: Logits, seq: int) -> None:
+        """With what the tokens of the sequence give in a context of their own."""
+        state = self.memory.seqs[seq]
+        error = nmse(row, self.oracle.logits(state.events))
+        if not error < self.kind.bound:
+            raise Mismatch(f"logits of sequence {seq} at {state.pos}: NMSE {error:.2g}")
 
     def decode_shared(self, a: int, b: int, c: int) -> None:
         """Tokens of two sequences at once, which are the same so far."""
@@ -114,19 +125,11 @@ class Run:
             with refused(UnsupportedError):
                 self.ctx.decode_batch(batch)
             return
-        fits = self.memory.fits({src: n})
-        try:
-            row = self.ctx.decode_batch(batch)[0]
-        except ContextFullError:
-            if fits:
-                raise Mismatch(f"no room for {n} tokens of sequences {src} and {dst}") from None
-            self.done["full"] += 1
+        logits = self._submit(batch, {src: n})
+        if logits is None:
             return
-        state = state.decoded(tokens, [new_cell() for _ in tokens])
-        self.memory.seqs[src] = self.memory.seqs[dst] = state
-        error = nmse(row, self.oracle.logits(state.events))
-        if not error < self.kind.bound:
-            raise Mismatch(f"logits of sequences {src} and {dst} at {state.pos}: NMSE {error:.2g}")
+        self.memory.seqs[src] = self.memory.seqs[dst] = state.decoded(tokens, [new_cell() for _ in tokens])
+        self._compare(logits[0], src)
 
     # checkpoints
 
@@ -265,12 +268,9 @@ class Run:
         self.restore(self.memory.saved.index(ck), seq + 2, 0)
 
     def _decode_text(self, seq: int, tokens: list[int]) -> np.ndarray:
-        state = self.memory.seqs[seq].decoded(tokens, [new_cell() for _ in tokens])
         logits = self.ctx.decode(tokens, seq)[0]
-        self.memory.seqs[seq] = state
-        error = nmse(logits, self.oracle.logits(state.events))
-        if not error < self.kind.bound:
-            raise Mismatch(f"logits of sequence {seq} at {state.pos}: NMSE {error:.2g}")
+        self.memory.seqs[seq] = self.memory.seqs[seq].decoded(tokens, [new_cell() for _ in tokens])
+        self._compare(logits, seq)
         return logits
 
     def delete(self, a: int, b: int, c: int) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import random
-import signal
 import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
-from conftest import ctrl_c_after
+from conftest import ctrl_c_after, interrupted_rounds
 
 import llamackpt
 from llamackpt import CheckpointError, ClosedError, StaleCheckpointError
@@ -313,12 +311,6 @@ def test_ctrl_c_as_a_checkpoint_is_saved_loses_none(model: llamackpt.Model, spli
 
 
 def test_a_signal_handler_that_raises_anywhere_loses_no_checkpoint(ctx: llamackpt.Context) -> None:
-    class Tick(Exception):
-        pass
-
-    def tick(*_: object) -> None:
-        raise Tick
-
     def work() -> None:
         for _ in range(200):
             ck = ctx.checkpoint()
@@ -327,17 +319,8 @@ def test_a_signal_handler_that_raises_anywhere_loses_no_checkpoint(ctx: llamackp
             del ck
 
     start(ctx)
-    rng = random.Random(1)
-    before = signal.signal(signal.SIGALRM, tick)
-    try:
-        for _ in range(500):
-            with contextlib.suppress(Tick):
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-5, 4e-4))
-                work()
-                signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    for _ in interrupted_rounds(work, 500, 2e-5, 4e-4):
+        pass
     assert alive(ctx) == 0
 
 

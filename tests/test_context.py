@@ -7,7 +7,6 @@ import gc
 import inspect
 import logging
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ctrl_c_after
+from conftest import ctrl_c_after, interrupted_rounds
 
 import llamackpt
 from llamackpt import ContextFullError, LlamaError, UnsupportedError, _caught, _scratch
@@ -388,26 +387,13 @@ def test_a_call_that_is_turned_away_does_not_replace_the_token_of_the_other(
 
 
 def test_a_signal_handler_that_raises_anywhere_leaves_the_context_usable(ctx: llamackpt.Context) -> None:
-    class Tick(Exception):
-        pass
-
-    def tick(*_: object) -> None:
-        raise Tick
-
-    rng = random.Random(1)
-    before = signal.signal(signal.SIGALRM, tick)
-    try:
-        for _ in range(300):
-            with contextlib.suppress(Tick):
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 1e-3))
-                for _ in range(200):  # not for ever: what is raised while a checkpoint is collected is only printed
-                    ctx.pos_max()
-                    ctx.seq_rm()
-                signal.setitimer(signal.ITIMER_REAL, 0)
+    def work() -> None:
+        for _ in range(200):  # not for ever: what is raised while a checkpoint is collected is only printed
             ctx.pos_max()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+            ctx.seq_rm()
+
+    for _ in interrupted_rounds(work, 300, 1e-4, 1e-3):
+        ctx.pos_max()
 
 
 def test_a_handler_of_logging_cannot_use_the_context_that_it_interrupts(
@@ -501,6 +487,21 @@ def test_ctrl_c_while_a_batch_is_filled_puts_no_token_into_another_sequence(ctx:
         ctx.clear()
 
 
+def test_a_model_is_freed_after_its_contexts_though_all_are_in_a_cycle() -> None:
+    order: list[str] = []
+
+    def made(name: str, needed: object = None) -> object:
+        slot = slot_for("int **", lambda _: order.append(name), needed)
+        slot[0] = ffi.cast("int *", 1)
+        return taken(slot)
+
+    cycle: list[object] = [made("model")]
+    cycle += [made("context", cycle[0]), cycle]
+    del cycle
+    gc.collect()
+    assert order == ["context", "model"]
+
+
 FORKED = """
 import os, signal, llamackpt
 model = llamackpt.Model(llamackpt.default_model())
@@ -542,21 +543,6 @@ with llamackpt.Model(llamackpt.default_model()) as model, model.context(n_ctx=25
         ck.restore()
         ctx.decode([4])
 """
-
-
-def test_a_model_is_freed_after_its_contexts_though_all_are_in_a_cycle() -> None:
-    order: list[str] = []
-
-    def made(name: str, needed: object = None) -> object:
-        slot = slot_for("int **", lambda _: order.append(name), needed)
-        slot[0] = ffi.cast("int *", 1)
-        return taken(slot)
-
-    cycle: list[object] = [made("model")]
-    cycle += [made("context", cycle[0]), cycle]
-    del cycle
-    gc.collect()
-    assert order == ["context", "model"]
 
 
 def test_the_blocks_of_a_fork_are_left_without_a_word() -> None:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+from .._params import is_bytes
 from ..errors import PromptTooLongError, RequestError, ServerConnectionError, ServerError, ServerTimeoutError
 from .replies import Chunk, Completion, Slot, SlotFile, parse_metrics
 
@@ -230,7 +231,7 @@ def _body(
 
 
 def _ids(tokens: Sequence[int]) -> list[int]:
-    if isinstance(tokens, bytes | bytearray) or (isinstance(tokens, memoryview) and tokens.format in "bBc"):  # no tokens
+    if is_bytes(tokens):
         raise TypeError(f"tokens have to be integers, and text a str, not {type(tokens).__name__}")
     return [operator.index(token) for token in tokens]
 
