@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import http.server
 import io
 import logging
@@ -9,8 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -187,12 +190,38 @@ def test_one_that_is_not_healthy_in_time_is_stopped() -> None:
     assert caught.value.code is None
 
 
-def test_much_output_does_not_block_it(tmp_path: Path) -> None:
+@pytest.fixture
+def noisy(tmp_path: Path) -> Path:
+    """A program that writes more than a pipe holds, and ends with 3."""
     script = tmp_path / "noisy"
     script.write_text("#!/bin/sh\nfor i in 1 2 3 4 5 6 7 8; do head -c 300000 /dev/zero | tr '\\0' 'x'; echo; done; exit 3\n")
     script.chmod(0o755)
+    return script
+
+
+def test_much_output_does_not_block_it(noisy: Path) -> None:
     with pytest.raises(ServerStartError) as caught:
-        Server(MODEL, program=script)
+        Server(MODEL, program=noisy)
+    assert caught.value.code == 3
+
+
+@pytest.mark.parametrize("where", ["stream", "logging"])
+def test_a_log_that_raises_does_not_block_it(
+    noisy: Path, where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.RawIOBase):
+        def write(self, data: object) -> int:
+            if data:
+                raise RuntimeError("over quota")
+            return 0
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("a filter that is wrong")
+
+    if where == "logging":
+        monkeypatch.setattr(logging.getLogger("llamackpt.server"), "filters", [refuse])
+    with pytest.raises(ServerStartError) as caught, caplog.at_level(logging.INFO, logger="llamackpt.server"):
+        Server(MODEL, program=noisy, timeout=10, log=Full() if where == "stream" else None)  # type: ignore[arg-type]
     assert caught.value.code == 3
 
 
@@ -240,9 +269,10 @@ def test_a_port_or_a_log_that_is_none_is_named() -> None:
             Server(MODEL, port=port)
     with pytest.raises(TypeError, match="port is an integer, not '0'"):
         Server(MODEL, port="0")  # type: ignore[arg-type]
-    for log in (sys.stderr, io.StringIO()):
-        with pytest.raises(TypeError, match="binary stream"):
-            Server(MODEL, log=log)  # type: ignore[arg-type]
+    with tempfile.NamedTemporaryFile("w") as wrapped, codecs.open(os.devnull, "w", "utf-8") as encoded:
+        for log in (sys.stderr, io.StringIO(), wrapped, encoded, 2, types.SimpleNamespace(write=len)):
+            with pytest.raises(TypeError, match="binary stream"):
+                Server(MODEL, log=log)  # type: ignore[arg-type]
 
 
 # -- llamackpt serve ------------------------------------------------------------------------------------------------------

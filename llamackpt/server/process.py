@@ -5,7 +5,6 @@ Knows its command line, its log and whether it is healthy; what it is asked over
 
 from __future__ import annotations
 
-import io
 import itertools
 import logging
 import os
@@ -87,8 +86,7 @@ class Server:
     ) -> None:
         if port is not None:
             check_range("port", port, 0, 65535)
-        if isinstance(log, io.TextIOBase):
-            raise TypeError("the log is bytes: pass a binary stream, as sys.stderr.buffer")
+        _check_log(log)
         if not Path(model).is_file():
             raise FileNotFoundError(f"{model}: no such file")
         command = [str(program or server_program()), "--model", str(model)]
@@ -262,17 +260,17 @@ class _Child:
             self.lines.append(text)
             if level == logging.ERROR and not self.first_error:
                 self.first_error = text
-            if self._sink is None:
-                logger.log(level, "%s", text)
-            else:
-                try:
-                    self._sink.write(line)
-                    self._sink.flush()
-                except (OSError, ValueError):  # a full disk, a closed stream: the server goes on
-                    self._sink = None
             if not self.address and (listening := _LISTENING.search(text)):
                 self.address = listening[1].replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
                 self.changed.set()
+            try:
+                if self._sink is None:
+                    logger.log(level, "%s", text)
+                else:
+                    self._sink.write(line)
+                    self._sink.flush()
+            except Exception:  # a full disk, a closed stream, a filter that raises: unread, the server would wait for ever
+                self._sink = None
         output.close()
         if self._own_sink is not None:
             self._own_sink.close()
@@ -328,6 +326,17 @@ def _answers(url: str) -> bool:
         return error.code != 503
     except OSError:
         return False
+
+
+def _check_log(log: object) -> None:
+    if isinstance(log, int):
+        raise TypeError(f"the log is a path or a binary stream, as open({log}, 'ab', closefd=False), not a descriptor")
+    if hasattr(log, "write"):
+        try:
+            log.write(b"")
+            _ = log.flush  # type: ignore[attr-defined]
+        except (TypeError, AttributeError) as error:
+            raise TypeError("the log is bytes: pass a binary stream, as sys.stderr.buffer") from error
 
 
 def _option(args: tuple[str, ...], name: str, default: str = "") -> str:
