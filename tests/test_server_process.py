@@ -146,6 +146,22 @@ def test_one_that_cannot_terminate_is_killed(monkeypatch: pytest.MonkeyPatch) ->
     assert server.returncode == -signal.SIGKILL
 
 
+def test_closing_goes_on_where_an_interrupt_has_stopped_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llamackpt.server.process._GRACE", 0.2)
+    server = Server(MODEL, *SMALL)
+    server.signal(signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(server._child.process, "kill", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            server.close()
+    server.close()
+    assert server.wait(20) == -signal.SIGKILL
+    server.close()
+
+
 def test_a_signal_before_the_main_loop_is_not_lost(tmp_path: Path) -> None:
     """It comes the moment that it is handled."""
     library = preloadable("early_signal.c", tmp_path)

@@ -164,8 +164,12 @@ class Server:
         return self.returncode
 
     def close(self) -> None:
-        """Terminate it, and kill it if it is still there after 10 seconds. No effect the second time."""
-        self._stop()
+        """Terminate it, and kill it if it is still there after 10 seconds. No effect the second time.
+
+        What an interrupt leaves of it another call does, or the end of Python.
+        """
+        self._child.stop()
+        self._stop.detach()
 
     def __enter__(self) -> Server:
         return self
