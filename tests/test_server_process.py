@@ -262,6 +262,16 @@ def test_its_client_has_the_key_of_the_server() -> None:
         assert caught.value.code == 401
 
 
+@pytest.mark.parametrize("where", ["LLAMA_API_KEY", "--api-key-file", "LLAMA_ARG_API_KEY_FILE"])
+def test_its_client_has_a_key_from_elsewhere(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# mine\n\none\ntwo\n")
+    flags = (where, str(path)) if where.startswith("--") else ()
+    env = {"LLAMA_API_KEY": "one,two", "LLAMA_ARG_API_KEY_FILE": str(path)}
+    with Server(MODEL, *SMALL, *flags, env={where: env[where]} if where in env else None) as server:
+        assert server.client().completion("x", max_tokens=1).tokens
+
+
 def test_a_prefix_of_the_paths_is_part_of_the_url() -> None:
     with Server(MODEL, *SMALL, "--api-prefix", "/llm") as server:
         assert server.url.endswith("/llm")

@@ -126,9 +126,18 @@ class Server:
         )
 
     def client(self, timeout: float = 60.0) -> Client:
-        """A client of this server, with the first key of its --api-key; see Client. Raises ImportError without requests."""
-        key = _option(tuple(self.command), "--api-key").partition(",")[0]
-        return Client(self.url, timeout=timeout, api_key=key or None)
+        """A client of this server, with a key of its --api-key or --api-key-file, or of what is in the environment for them;
+        see Client. Raises ImportError without requests.
+        """
+        return Client(self.url, timeout=timeout, api_key=self._key())
+
+    def _key(self) -> str | None:
+        args, env = tuple(self.command), self._child.env
+        keys = _option(args, "--api-key", env.get("LLAMA_API_KEY", "")).split(",")
+        file = _option(args, "--api-key-file", env.get("LLAMA_ARG_API_KEY_FILE", ""))
+        if file:
+            keys += [line for line in Path(file).read_text().splitlines() if not line.startswith("#")]
+        return next(filter(None, keys), None)
 
     @property
     def pid(self) -> int:
