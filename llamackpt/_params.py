@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -11,7 +12,16 @@ from ._ffi import lib
 from ._owned import forks
 from .errors import LlamaError
 
-__all__ = ["SPLIT_MODES", "ContextOptions", "check_flag", "check_range", "choice", "context_params", "is_bytes"]
+__all__ = [
+    "SPLIT_MODES",
+    "ContextOptions",
+    "check_flag",
+    "check_range",
+    "check_timeout",
+    "choice",
+    "context_params",
+    "is_bytes",
+]
 
 _MAX_SEQ = 256
 _CACHE_TYPES = {
@@ -132,6 +142,13 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
 def check_flag(name: str, value: bool) -> None:
     if not isinstance(value, int | np.bool_) or value not in (0, 1):
         raise TypeError(f"{name} is True or False, not {value!r}")
+
+
+def check_timeout(timeout: Any) -> float:
+    """The number of seconds, or ValueError if the system cannot wait for it."""
+    if not isinstance(timeout, int | float | np.integer | np.floating) or not 0 < timeout <= threading.TIMEOUT_MAX:  # nan, too
+        raise ValueError(f"timeout is a number of seconds above 0, at most {threading.TIMEOUT_MAX:.0f}, not {timeout!r}")
+    return float(timeout)
 
 
 def is_bytes(tokens: object) -> bool:

@@ -400,10 +400,12 @@ def test_several_completions_are_not_one() -> None:
                 ask()
 
 
-@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf")])
-def test_a_client_has_to_wait_for_some_time(timeout: float) -> None:
-    with pytest.raises(ValueError, match="timeout is a number of seconds above 0"):
-        Client("http://127.0.0.1:9", timeout=timeout)
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), 1e300, "5"])
+def test_a_client_and_a_server_have_to_be_waited_for_as_long_as_one_can(timeout: float) -> None:
+    for call in (lambda: Client("http://127.0.0.1:9", timeout=timeout), lambda: Server(MODEL, *SMALL, timeout=timeout)):
+        with pytest.raises(ValueError, match="timeout is a number of seconds above 0"):
+            call()
+    assert Client("http://127.0.0.1:9", timeout=np.float32(1)).timeout == 1
 
 
 def test_slots_and_props_are_those_of_the_command_line(server: Server) -> None:
@@ -437,6 +439,8 @@ def test_no_server_is_a_connection_error() -> None:
         Client("http://127.0.0.1:9").health()
     with pytest.raises(ServerConnectionError):
         Client("nonsense").health()
+    with pytest.raises(ServerConnectionError, match=r"http://\[::1: Invalid IPv6 URL"):
+        Client("http://[::1")
 
 
 class Odd(http.server.BaseHTTPRequestHandler):

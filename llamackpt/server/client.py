@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import operator
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from .._params import is_bytes
+from .._params import check_timeout, is_bytes
 from ..errors import PromptTooLongError, RequestError, ServerConnectionError, ServerError, ServerTimeoutError
 from .replies import Chunk, Completion, Slot, SlotFile, parse_metrics
 
@@ -38,18 +37,20 @@ class Client:
     timeout: seconds without a byte from the server, above 0. An answer that is not streamed is silent until it is complete.
     api_key: what the server was given with --api-key.
 
-    Raises ImportError without requests. Every call raises RequestError where the server refuses (PromptTooLongError for a
-    prompt that does not fit), ServerConnectionError where there is none or it goes away, ServerTimeoutError.
+    Raises ImportError without requests, ValueError for the timeout, ServerConnectionError for a URL that is none. Every call
+    raises RequestError where the server refuses (PromptTooLongError for a prompt that does not fit), ServerConnectionError
+    where there is none or it goes away, ServerTimeoutError.
     """
 
     def __init__(self, url: str, *, timeout: float = 60.0, api_key: str | None = None) -> None:
-        if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:  # not a number, too
-            raise ValueError(f"timeout is a number of seconds above 0, not {timeout}")
+        self.timeout = check_timeout(timeout)
         self._requests = _import_requests()
         self.url = url.rstrip("/")
-        self.timeout = timeout
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._local = urlsplit(self.url).hostname in _LOCAL
+        try:
+            self._local = urlsplit(self.url).hostname in _LOCAL
+        except ValueError as error:
+            raise ServerConnectionError(f"{url}: {error}") from error
 
     # -- completions -----------------------------------------------------------------------------------------------------
 

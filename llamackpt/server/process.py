@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, BinaryIO
 
-from .._params import check_range
+from .._params import check_range, check_timeout
 from ..errors import ServerStartError
 from .client import Client
 
@@ -70,8 +70,8 @@ class Server:
     env:     variables set for it on top of this process's own.
 
     The address is read from the log, so flags that silence it end in the timeout. Raises FileNotFoundError without the
-    model or the program, TypeError and ValueError for a port or a log that is none, ServerStartError if it ends or is not
-    healthy in time.
+    model or the program, TypeError and ValueError for a port, a timeout or a log that is none, ServerStartError if it ends or
+    is not healthy in time.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Server:
     ) -> None:
         if port is not None:
             check_range("port", port, 0, 65535)
+        timeout = None if timeout is None else check_timeout(timeout)
         _check_log(log)
         if not Path(model).is_file():
             raise FileNotFoundError(f"{model}: no such file")
