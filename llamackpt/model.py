@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -256,9 +257,12 @@ def _check_file(path: Path) -> None:
     """What llama.cpp does not say clearly."""
     if "\0" in str(path):
         raise ModelLoadError("the path of a model cannot contain a NUL")
-    if path.is_dir():
-        raise ModelLoadError(f"{path}: is a directory, not a GGUF file")
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ModelLoadError(f"{path}: is a directory, not a GGUF file")
+        if not stat.S_ISREG(mode):  # reading from a pipe would wait
+            raise ModelLoadError(f"{path}: is a pipe or a device, not a GGUF file")
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as err:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import random
 import sys
@@ -165,6 +166,11 @@ def test_what_is_not_a_model_is_refused_with_a_reason(tmp_path: Path) -> None:
         llamackpt.Model(tmp_path / "missing.gguf")
     with pytest.raises(ModelLoadError, match="directory"):
         llamackpt.Model(tmp_path)
+    with pytest.raises(ModelLoadError, match="File name too long"):
+        llamackpt.Model("a" * 5000)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ModelLoadError, match="is a pipe or a device"):
+        llamackpt.Model(tmp_path / "pipe")
     for name, content in {"empty": b"", "text": b"hello, world", "magic": b"GGUF", "version": b"GGUF" + b"\xff" * 64}.items():
         path = tmp_path / name
         path.write_bytes(content)
