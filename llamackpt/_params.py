@@ -21,6 +21,7 @@ __all__ = [
     "choice",
     "context_params",
     "is_bytes",
+    "note_threads",
 ]
 
 _MAX_SEQ = 256
@@ -112,17 +113,21 @@ def context_params(
     return params
 
 
-_pools: set[int] = set()  # forks() of the processes that computed with several threads
+_pools: set[int] = set()  # forks() of the processes that had a context with several threads
 
 
 def _check_fork(n_threads: int) -> None:
     """A fork does not have the threads of OpenMP's pool, and would wait for them forever."""
+    if n_threads > 1 and _pools - {forks()}:
+        raise LlamaError(
+            "this process was forked from one that had a context with several threads; use n_threads=1 here, "
+            'or start it with multiprocessing\'s "spawn"'
+        )
+
+
+def note_threads(n_threads: int) -> None:
+    """A context with so many was made: whatever computes in it makes OpenMP's pool."""
     if n_threads > 1:
-        if _pools - {forks()}:
-            raise LlamaError(
-                "this process was forked from one that computed with several threads; use n_threads=1 here, "
-                'or start it with multiprocessing\'s "spawn"'
-            )
         _pools.add(forks())
 
 

@@ -531,6 +531,27 @@ def test_a_fork_does_not_use_what_it_cannot_have() -> None:
     subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
 
 
+REFUSED = """
+import os, signal, llamackpt
+model = llamackpt.Model(llamackpt.default_model())
+for wrong in ({"flash_attn": "bad"}, {"n_ubatch": 7, "n_rs_seq": 6}):
+    try:
+        model.context(n_ctx=256, n_threads=2, **wrong)
+    except (ValueError, llamackpt.LlamaError):
+        pass
+if os.fork() == 0:
+    signal.alarm(20)
+    model.context(n_ctx=256, n_threads=2).decode([1, 2])
+    os._exit(0)
+_, status = os.wait()
+assert status == 0, status
+"""
+
+
+def test_a_fork_may_have_the_threads_that_no_context_had_before() -> None:
+    subprocess.run([sys.executable, "-c", REFUSED], check=True, timeout=60)
+
+
 LEFT = """
 import os, sys, llamackpt
 with llamackpt.Model(llamackpt.default_model()) as model, model.context(n_ctx=256, n_threads=1, checkpoints=1) as ctx:
