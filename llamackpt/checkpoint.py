@@ -130,7 +130,9 @@ class Checkpoint(Handle):
 
     @property
     def valid(self) -> bool:
-        """Whether restore() would work: not deleted, not stale, its context open."""
+        """Whether restore() would work: not deleted, not stale, its context open. Raises LlamaError while another thread
+        is in the context.
+        """
         try:
             return bool(self._info().restorable)
         except ClosedError:
