@@ -144,7 +144,9 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name} is {low} to {high}, not {value}")
 
 
-def check_flag(name: str, value: bool) -> None:
+def check_flag(name: str, value: object) -> None:
+    if value is True or value is False:  # the union below is made each time, which is slow
+        return
     if not isinstance(value, int | np.bool_) or value not in (0, 1):
         raise TypeError(f"{name} is True or False, not {value!r}")
 

@@ -12,7 +12,7 @@ import numpy as np
 from . import log
 from ._ffi import ffi, lib
 from ._gate import Gate
-from ._params import check_range
+from ._params import check_flag, check_range
 from .errors import DecodeError, LlamaError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class Sequences:
 
     def clear(self, data: bool = False) -> None:
         """Remove all sequences and delete all checkpoints. data: also zero the buffers."""
+        check_flag("data", data)
         with self._gate as gate:
             lib.llama_memory_clear(self._memory(gate), data)
             self._interrupted.clear()
@@ -147,6 +148,7 @@ class Sequences:
 
     def state_get(self, seq_id: int = 0, partial: bool = False) -> bytes:
         """The state of a sequence as bytes. partial: without what the memory can roll back by itself (attention)."""
+        check_flag("partial", partial)
         flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
         with self._gate as gate:
             self._check_seq(seq_id)
@@ -162,6 +164,7 @@ class Sequences:
 
     def state_set(self, seq_id: int, data: bytes, partial: bool = False) -> None:
         """Replace a sequence by a state of state_get(). Raises LlamaError if it does not fit; the sequence is empty then."""
+        check_flag("partial", partial)
         flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
         with self._gate as gate:
             self._check_seq(seq_id)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from . import log
 from ._ffi import ffi, lib
 from ._owned import Handle
+from ._params import check_flag
 from .errors import (
     CheckpointError,
     CheckpointMemoryError,
@@ -170,6 +171,7 @@ class Checkpoint(Handle):
         partial: without what the memory can roll back by itself (attention).
         Raises StaleCheckpointError, and UnsupportedError if llama.cpp cannot read it where it is.
         """
+        check_flag("partial", partial)
         info = self._info()
         flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
         with self._owner()._gate as handle:

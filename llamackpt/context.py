@@ -16,7 +16,7 @@ from ._decoding import Decoding
 from ._ffi import ffi, lib
 from ._gate import Gate
 from ._owned import Handle, slot_for, taken
-from ._params import check_range, context_params, note_threads
+from ._params import check_flag, check_range, context_params, note_threads
 from ._scratch import Scratch
 from .checkpoint import FLAGS, Checkpoint, CheckpointPerf, check_status
 from .errors import CheckpointMemoryError, ClosedError, LlamaError
@@ -162,13 +162,16 @@ class Context(Decoding, Handle):
             flags = FLAGS[tier]
         except (KeyError, TypeError):  # a list has no hash
             raise ValueError(f"tier is one of {', '.join(FLAGS)}, not {tier!r}") from None
+        if full is not False:
+            check_flag("full", full)
+            flags |= lib.LLAMA_CHECKPOINT_FULL if full else 0
         with self._gate as gate:
             if type(seq_id) is not int or not 0 <= seq_id < self.n_seq_max:
                 self._check_seq(seq_id)
             self._check_interrupted(seq_id)
             log.reset_reason()
             slot = gate.slot()
-            lib.llamackpt_checkpoint_save(gate.memory, seq_id, flags | lib.LLAMA_CHECKPOINT_FULL if full else flags, slot)
+            lib.llamackpt_checkpoint_save(gate.memory, seq_id, flags, slot)
             ident = slot[0]
             if ident < 0:
                 self._memory(gate)

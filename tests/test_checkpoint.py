@@ -364,6 +364,20 @@ def test_an_unknown_tier_is_named(ctx: llamackpt.Context) -> None:
             ctx.checkpoint(tier=tier)  # type: ignore[arg-type]
 
 
+def test_a_flag_that_is_neither_true_nor_false_is_named(ctx: llamackpt.Context) -> None:
+    start(ctx)
+    ck = ctx.checkpoint(full=np.True_)  # type: ignore[arg-type]
+    ck.restore(1)
+    for name, call in (
+        ("full", lambda: ctx.checkpoint(0, "host")), ("full", lambda: ctx.checkpoint(full=None)),
+        ("partial", lambda: ctx.state_get(0, "x")), ("partial", lambda: ctx.state_set(0, b"", "x")),
+        ("partial", lambda: ck.state_get("x")), ("data", lambda: ctx.clear("x")),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=f"{name} is True or False, not"):
+            call()
+    assert ctx.pos_max() == ctx.pos_max(1) == ck.pos
+
+
 def test_ids_are_never_reused(ctx: llamackpt.Context, model: llamackpt.Model) -> None:
     start(ctx)
     with model.context(n_ctx=256) as other:
