@@ -50,7 +50,7 @@ def measure_latency(model: Model, n_ctx: int = 512, runs: int = 50, n_threads: i
     tokens = [i % model.n_vocab for i in range(3, 11)]
     with model.context(n_ctx=n_ctx, checkpoints=31, n_threads=n_threads) as ctx:
         ctx.decode(tokens)
-        base = ctx.checkpoint(full=True)
+        base, n_held = ctx.checkpoint(full=True), ctx.n_ctx
         checkpoint, serial = _operations(ctx, runs, base.restore)
         perf = ctx.checkpoint_perf()
         decode = _decodes(ctx, runs, base.restore)
@@ -62,7 +62,7 @@ def measure_latency(model: Model, n_ctx: int = 512, runs: int = 50, n_threads: i
         one = _decode_one(ctx)
     return Latency(
         model=model.desc,
-        n_ctx=n_ctx,
+        n_ctx=n_held,
         state_bytes=state_bytes,
         from_python={**checkpoint, **tight},
         inside_c={"save": perf.t_save_us / perf.n_save, "restore": perf.t_restore_us / perf.n_restore},

@@ -43,6 +43,7 @@ def measure_long_context(
         inside = _inside(ctx)
         rows["save, full"], rows["restore, full, own sequence"] = _rounds(ctx, runs, full=True)
         rows |= _fork(ctx, max(3, runs // 10))
+        n_ctx = ctx.n_ctx
     return LongContext(model.desc, n_ctx, n_tokens, N_DRAFT, filled, rows, inside)
 
 
