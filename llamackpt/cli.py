@@ -76,30 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     cmd.add_argument("--json", action="store_true", help="one JSON document")
     cmd.set_defaults(run=_verify)
 
-    cmd = commands.add_parser("bench", parents=[shared], help="what checkpoints cost and save on this machine")
-    cmd.add_argument(
-        "what",
-        choices=["latency", "long-context", "server"],
-        help="latency: save, restore and the decodes around them. long-context: the same with 100000 tokens held. "
-        "server: llama-server beside a stock one",
-    )
-    cmd.add_argument(
-        "model", nargs="?", metavar="MODEL", help="a GGUF (default: one with a 150 MiB state, written with gguf)"
-    )
-    cmd.add_argument("--json", action="store_true", help="one JSON document")
-    cmd.add_argument("--runs", type=_positive, metavar="N", help="(default: 50; server: 4 texts of 8)")
-    cmd.add_argument("--ctx", type=_positive, metavar="N", help="(default: 512; long-context: 262144)")
-    cmd.add_argument(
-        "--tokens", type=_positive, metavar="N", help="long-context: held (100000). server: of each text (128)"
-    )
-    cmd.add_argument("--draft", type=_positive, default=8, metavar="N", help="server: most tokens of one (default: 8)")
-    cmd.add_argument("--history", type=_positive, default=8192, metavar="N", help="server: tokens (default: 8192)")
-    cmd.add_argument(
-        "--stock", metavar="PROGRAM", help="server: the stock llama-server (default: what ./build.sh stock built)"
-    )
-    cmd.add_argument("--rpc", action="store_true", help="server: over loopback RPC, a ggml-rpc-server for each")
-    cmd.add_argument("--flags", default="", metavar="TEXT", help="server: more flags for all of them, as one argument")
-    cmd.set_defaults(run=_bench)
+    cmd = commands.add_parser("bench", help="what checkpoints cost and save on this machine")
+    _add_benches(cmd.add_subparsers(required=True, metavar="WHAT"), shared)
 
     cmd = commands.add_parser(
         "serve", help="llama-server, with checkpoints", usage="llamackpt serve MODEL [FLAG OF LLAMA-SERVER ...]"
@@ -140,6 +118,37 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_benches(benches: Any, shared: argparse.ArgumentParser) -> None:
+    written = "a GGUF (default: one with a 150 MiB state, written with gguf)"
+
+    cmd = benches.add_parser("latency", parents=[shared], help="save, restore and the decodes around them")
+    cmd.add_argument("model", nargs="?", metavar="MODEL", help=written)
+    cmd.add_argument("--runs", type=_positive, default=50, metavar="N", help="(default: 50)")
+    cmd.add_argument("--ctx", type=_positive, default=512, metavar="N", help="(default: 512)")
+    cmd.set_defaults(run=_bench, bench=_bench_latency)
+
+    cmd = benches.add_parser("long-context", parents=[shared], help="the same with 100000 tokens held")
+    cmd.add_argument("model", nargs="?", metavar="MODEL", help=written)
+    cmd.add_argument("--runs", type=_positive, default=50, metavar="N", help="(default: 50)")
+    cmd.add_argument("--ctx", type=_positive, default=262144, metavar="N", help="(default: 262144)")
+    cmd.add_argument("--tokens", type=_positive, default=100_000, metavar="N", help="held (default: 100000)")
+    cmd.set_defaults(run=_bench, bench=_bench_long_context)
+
+    cmd = benches.add_parser("server", parents=[shared], help="llama-server beside a stock one")
+    cmd.add_argument("model", nargs="?", metavar="MODEL", help=written)
+    cmd.add_argument("--runs", type=_positive, default=4, metavar="N", help="texts, of 8 (default: 4)")
+    cmd.add_argument("--tokens", type=_positive, default=128, metavar="N", help="of each text (default: 128)")
+    cmd.add_argument("--draft", type=_positive, default=8, metavar="N", help="most tokens of one (default: 8)")
+    cmd.add_argument("--history", type=_positive, default=8192, metavar="N", help="tokens (default: 8192)")
+    cmd.add_argument("--stock", metavar="PROGRAM", help="the stock llama-server (default: what ./build.sh stock built)")
+    cmd.add_argument("--rpc", action="store_true", help="over loopback RPC, a ggml-rpc-server for each")
+    cmd.add_argument("--flags", type=_words, default=[], metavar="TEXT", help="more flags for all of them, as one argument")
+    cmd.set_defaults(run=_bench, bench=_bench_server)
+
+    for cmd in benches.choices.values():
+        cmd.add_argument("--json", action="store_true", help="one JSON document")
+
+
 def _shared_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
@@ -157,6 +166,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
     return value
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error} in {text!r}") from None
 
 
 def _open(args: argparse.Namespace) -> tuple[Model, str]:
@@ -197,8 +213,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as directory:
-        run = {"latency": _bench_latency, "long-context": _bench_long_context, "server": _bench_server}[args.what]
-        return run(args, Path(directory))
+        return int(args.bench(args, Path(directory)))
 
 
 def _bench_latency(args: argparse.Namespace, directory: Path) -> int:
@@ -209,7 +224,7 @@ def _bench_latency(args: argparse.Namespace, directory: Path) -> int:
         state_heavy.write_state_heavy(args.model)
     model, _ = _open(args)
     with model:
-        result = latency.measure_latency(model, args.ctx or 512, args.runs or 50, args.threads)
+        result = latency.measure_latency(model, args.ctx, args.runs, args.threads)
     print(json.dumps(latency.as_json(result), indent=2) if args.json else latency.format_latency(result))
     return OK
 
@@ -222,9 +237,7 @@ def _bench_long_context(args: argparse.Namespace, directory: Path) -> int:
         state_heavy.write_state_heavy(args.model, shape=state_heavy.LONG_CONTEXT)
     model, _ = _open(args)
     with model:
-        result = long_context.measure_long_context(
-            model, args.ctx or 262144, args.tokens or 100_000, args.runs or 50, args.threads
-        )
+        result = long_context.measure_long_context(model, args.ctx, args.tokens, args.runs, args.threads)
     print(json.dumps(long_context.as_json(result), indent=2) if args.json else long_context.format_long_context(result))
     return OK
 
@@ -238,11 +251,11 @@ def _bench_server(args: argparse.Namespace, directory: Path) -> int:
         args.model,
         directory,
         stock=args.stock,
-        flags=[*flags, *shlex.split(args.flags)],
+        flags=[*flags, *args.flags],
         draft=args.draft,
         rpc=args.rpc,
-        runs=args.runs or 4,
-        n_tokens=args.tokens or 128,
+        runs=args.runs,
+        n_tokens=args.tokens,
         n_history=args.history,
     )
     print(json.dumps(server.as_json(result), indent=2) if args.json else server.format_server(result))

@@ -46,10 +46,17 @@ def test_without_a_stock_server_each_row_says_so(tmp_path: Path, rpc: bool) -> N
 
 
 def test_a_wrong_stock_program_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "llamackpt", "bench", "server", "--stock", str(tmp_path / "none")]
+    for path, why in ((tmp_path / "none", "no such file"), (tmp_path, "is a directory, not a program")):
+        command = [sys.executable, "-m", "llamackpt", "bench", "server", "--stock", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (2, f"llamackpt: {path}: {why}\n")
+
+
+def test_flags_that_cannot_be_split_are_named() -> None:
+    command = [sys.executable, "-m", "llamackpt", "bench", "server", "--flags", '"x']
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr.endswith("none: no such file\n")
+    assert "argument --flags: No closing quotation in" in done.stderr
 
 
 def test_the_widened_model_writes_the_same_text(tmp_path: Path, model: llamackpt.Model) -> None:

@@ -42,6 +42,20 @@ def test_a_wrong_command_line_is_exit_code_2(args: list[str]) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("model_first", [True, False])
+def test_a_benchmark_says_what_it_measured_wherever_its_model_stands(model_first: bool) -> None:
+    options = ["--json", "--runs", "1", "--ctx", "300", "--threads", "1"]
+    args = [MODEL, *options] if model_first else [*options, MODEL]
+    assert json.loads(run("bench", "latency", *args).stdout)["n_ctx"] == 512
+
+
+@pytest.mark.parametrize("args", [["latency", "--rpc"], ["long-context", "--draft", "2"], ["server", "--ctx", "8"]])
+def test_an_option_of_another_benchmark_is_not_ignored(args: list[str]) -> None:
+    done = run("bench", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"unrecognized arguments: {args[1]}" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["info", "verify", "demo", "generate"])
 def test_a_missing_file_is_one_line_and_exit_code_2(command: str, tmp_path: Path) -> None:
     done = run(command, str(tmp_path / "none.gguf"), *(["x"] if command == "generate" else []))

@@ -43,7 +43,7 @@ def measure_server(
         raise ValueError(f"there are {len(TEXTS)} texts, not {runs}")
     program = Path(stock) if stock else find_stock()
     if program and not program.is_file():
-        raise FileNotFoundError(f"{program}: no such file")
+        raise FileNotFoundError(f"{program}: {'is a directory, not a program' if program.is_dir() else 'no such file'}")
     light = Path(model) if model else default_model()
     heavy = light
     if not model:
