@@ -28,7 +28,11 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors are one line on stderr."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        why = "; MODEL comes first, as in `serve MODEL --port 8080`" if args.run is _serve else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{why}")
     try:
         code = int(args.run(args))
         if sys.stdout is not None:  # closed from the start, as by >&-
@@ -42,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except (LlamaError, ValueError, OSError, ImportError) as error:
-        print(f"llamackpt: {' '.join(str(error).split())}", file=sys.stderr)
+        if sys.stderr is not None:
+            print(f"llamackpt: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
 
 
@@ -270,6 +275,8 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace) -> int:
     model, _ = _open(args)
+    if args.prompt == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed, and the prompt is to be read from it: pass it as an argument")
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     options: dict[str, Any] = {} if args.threads is None else {"n_threads": args.threads}
     with model, model.context(n_ctx=args.ctx, **options) as ctx:

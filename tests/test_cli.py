@@ -94,6 +94,23 @@ def test_a_closed_standard_output_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("args", "closed", "code", "said"),
+    [
+        (["generate", MODEL, "-"], 0, 2, "llamackpt: standard input is closed, and the prompt is to be read from it"),
+        (["info", "none.gguf"], 2, 2, ""),
+    ],
+)
+def test_a_closed_stream_is_said_or_goes_without_saying(args: list[str], closed: int, code: int, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "llamackpt", *args],
+        preexec_fn=lambda: os.close(closed), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(said)
+    assert "Traceback" not in done.stderr
+
+
 def test_a_sampling_parameter_out_of_range_is_exit_code_2() -> None:
     done = run("generate", MODEL, "x", "--top-p", "7")
     assert done.returncode == 2

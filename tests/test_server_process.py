@@ -329,6 +329,29 @@ def test_serve_without_a_model_asks_for_nothing_else() -> None:
     assert log.endswith("the following arguments are required: MODEL\n")
 
 
+def test_serve_without_a_standard_error_serves() -> None:
+    command = [sys.executable, "-m", "llamackpt", "serve", MODEL, *SMALL, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.close(2)) as process:
+        assert process.stdout is not None
+        assert Client(process.stdout.readline().strip()).health()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+def test_serve_with_the_flags_first_says_what_comes_first() -> None:
+    with serve("--port", "8080", MODEL) as process:
+        out, log = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert "unrecognized arguments: --port; MODEL comes first" in log
+
+
+def test_the_help_of_the_server_is_on_standard_output() -> None:
+    with serve(MODEL, "--help") as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "--ctx-size" in out
+
+
 def test_serve_without_a_model_file_is_one_line() -> None:
     with serve("/nowhere/none.gguf") as process:
         out, log = process.communicate(timeout=60)
