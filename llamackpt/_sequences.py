@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from . import log
 from ._ffi import ffi, lib
@@ -162,7 +163,9 @@ class Sequences:
                 raise LlamaError("llama.cpp cannot serialise the sequence", log=log.reason())
             return bytes(buffer)
 
-    def state_set(self, seq_id: int, data: bytes, partial: bool = False) -> None:
+    def state_set(
+        self, seq_id: int, data: bytes | bytearray | memoryview | npt.NDArray[Any], partial: bool = False
+    ) -> None:
         """Replace a sequence by a state of state_get(). Raises LlamaError if it does not fit; the sequence is empty then."""
         check_flag("partial", partial)
         flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0

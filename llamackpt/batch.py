@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -34,7 +35,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def add(self, token: int, pos: int, seq_id: int | Sequence[int] = 0, logits: bool = False) -> None:
+    def add(
+        self,
+        token: SupportsIndex,
+        pos: SupportsIndex,
+        seq_id: int | np.integer[Any] | Iterable[SupportsIndex] = 0,
+        logits: bool = False,
+    ) -> None:
         """Append a token at position `pos` of the sequence(s). logits: whether its logits are returned."""
         ids = (seq_id,) if isinstance(seq_id, int | np.integer) else seq_id
         seq_ids = tuple(operator.index(s) for s in ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import operator
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,7 +89,7 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def encode_prompt(ctx: Context, prompt: str | Sequence[int], seq_id: int = 0) -> list[int]:
+def encode_prompt(ctx: Context, prompt: str | Iterable[int], seq_id: int = 0) -> list[int]:
     """Tokens of a prompt. Text gets the model's begin token only where the sequence is empty.
 
     Raises ValueError for an empty prompt: there is nothing to predict from.
@@ -106,7 +106,7 @@ def encode_prompt(ctx: Context, prompt: str | Sequence[int], seq_id: int = 0) ->
 
 def stream_generate(
     ctx: Context,
-    prompt: str | Sequence[int],
+    prompt: str | Iterable[int],
     *,
     max_tokens: int = 128,
     seq_id: int = 0,
@@ -191,7 +191,7 @@ def _since(start: float) -> float:
 
 def generate(
     ctx: Context,
-    prompt: str | Sequence[int],
+    prompt: str | Iterable[int],
     *,
     max_tokens: int = 128,
     seq_id: int = 0,

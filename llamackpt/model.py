@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,16 +18,16 @@ import numpy.typing as npt
 from . import _caught, log
 from ._ffi import ffi, lib
 from ._owned import Handle, slot_for, taken
-from ._params import SPLIT_MODES, check_flag, check_range, choice
+from ._params import SPLIT_MODES, ContextOptions, check_flag, check_range, choice
 from ._remote import remote_devices
+from .context import Context
 from .errors import ClosedError, LlamaError, ModelLoadError
 from .vocab import Vocab
 
-if TYPE_CHECKING:
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from ._params import ContextOptions
-    from .context import Context
 
 __all__ = ["Model"]
 
@@ -223,8 +224,6 @@ class Model(Handle):
 
     def context(self, **options: Unpack[ContextOptions]) -> Context:
         """A Context of this model; see there for the options."""
-        from .context import Context
-
         return Context(self, **options)
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ class Sampler(Handle):
         """The seed in use; without meaning at temperature 0."""
         return self._seed
 
-    def sample(self, logits: Logits) -> int:
+    def sample(self, logits: npt.ArrayLike) -> int:
         """The next token, accepted already.
 
         logits: float32 [n_vocab] or [n, n_vocab], of which the last row is taken; they are not changed.

@@ -109,8 +109,8 @@ def test_several_sequences_in_one_batch(ctx: llamackpt.Context) -> None:
 
 def test_a_batch_takes_the_integers_of_numpy_and_no_others(ctx: llamackpt.Context) -> None:
     batch = llamackpt.Batch()
-    batch.add(np.int64(5), np.int32(0), np.int64(1))  # type: ignore[arg-type]
-    batch.add(6, 0, np.array([2]), logits=True)  # type: ignore[arg-type]
+    batch.add(np.int64(5), np.int32(0), np.int64(1))
+    batch.add(6, 0, np.array([2]), logits=True)
     assert ctx.decode_batch(batch).shape == (1, ctx.model.n_vocab)
     for wrong in ((1.5, 0), (1, 0.5), (1, 0, 0.5), (1, 0, [0.5])):
         with pytest.raises(TypeError):
@@ -325,7 +325,7 @@ def test_a_state_is_read_by_its_bytes_whatever_they_come_in(ctx: llamackpt.Conte
     state = ctx.state_get()
     padded = state + bytes(-len(state) % 4)
     for data in (bytearray(state), memoryview(padded).cast("i"), np.frombuffer(padded, np.int32)):
-        ctx.state_set(1, data)  # type: ignore[arg-type]
+        ctx.state_set(1, data)
         assert ctx.pos_max(1) == 2
         ctx.seq_rm(1)
 

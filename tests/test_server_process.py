@@ -407,7 +407,7 @@ def test_what_is_no_prompt_or_no_json_is_not_sent(server: Server) -> None:
             client.completion(wrong)  # type: ignore[arg-type]
         with pytest.raises(TypeError):
             client.detokenize(wrong)  # type: ignore[arg-type]
-    assert client.completion(np.array([5, 6]), max_tokens=1).n_prompt == 2  # type: ignore[arg-type]
+    assert client.completion(np.array([5, 6]), max_tokens=1).n_prompt == 2
     for number in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="JSON"):
             client.completion("x", temperature=number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,7 +56,7 @@ class Client:
 
     def completion(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Iterable[int],
         *,
         max_tokens: int = 128,
         temperature: float | None = None,
@@ -82,7 +82,7 @@ class Client:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Iterable[int],
         *,
         max_tokens: int = 128,
         temperature: float | None = None,
@@ -127,7 +127,7 @@ class Client:
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
         return [int(token) for token in self._json("POST", "/tokenize", body)["tokens"]]
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
+    def detokenize(self, tokens: Iterable[int]) -> str:
         """The text of tokens."""
         return str(self._json("POST", "/detokenize", {"tokens": _ids(tokens)})["content"])
 
@@ -209,7 +209,7 @@ class Client:
 
 
 def _body(
-    prompt: str | Sequence[int],
+    prompt: str | Iterable[int],
     max_tokens: int,
     temperature: float | None,
     seed: int | None,
@@ -231,7 +231,7 @@ def _body(
     return body | more
 
 
-def _ids(tokens: Sequence[int]) -> list[int]:
+def _ids(tokens: Iterable[int]) -> list[int]:
     if is_bytes(tokens):
         raise TypeError(f"tokens have to be integers, and text a str, not {type(tokens).__name__}")
     return [operator.index(token) for token in tokens]
