@@ -15,6 +15,7 @@ import numpy.typing as npt
 from . import _caught, log
 from ._ffi import ffi, lib
 from ._gate import Gate
+from ._params import check_type
 from ._scratch import Scratch
 from ._sequences import Sequences
 from .batch import Batch
@@ -136,6 +137,7 @@ class Decoding(Sequences):
 
         Returns float32 [n_out, n_vocab], a row for each token that was added with logits=True, in that order.
         """
+        check_type("batch", batch, Batch)
         self.model._check_tokens([entry.token for entry in batch.entries])
         with self._gate as gate:
             if not 0 < len(batch) <= self._scratch.capacity:

@@ -18,6 +18,7 @@ __all__ = [
     "check_flag",
     "check_range",
     "check_timeout",
+    "check_type",
     "choice",
     "context_params",
     "is_bytes",
@@ -156,6 +157,11 @@ def check_timeout(timeout: Any) -> float:
     if not isinstance(timeout, int | float | np.integer | np.floating) or not 0 < timeout <= threading.TIMEOUT_MAX:  # nan, too
         raise ValueError(f"timeout is a number of seconds above 0, at most {threading.TIMEOUT_MAX:.0f}, not {timeout!r}")
     return float(timeout)
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {kind.__name__}, not {value!r}")
 
 
 def is_bytes(tokens: object) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._ffi import ffi, lib
+from ._params import check_type
 from .errors import ModelLoadError
 
 __all__ = ["remote_devices"]
@@ -25,6 +26,7 @@ def remote_devices(endpoints: Sequence[str]) -> list[Any]:
         raise TypeError('rpc is a list of "host:port", not one of them')
     devices = []
     for endpoint in endpoints:
+        check_type('each "host:port" of rpc', endpoint, str)
         _check(endpoint)
         reg = lib.ggml_backend_reg_by_name(b"RPC")
         if reg == ffi.NULL:

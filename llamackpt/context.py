@@ -16,7 +16,7 @@ from ._decoding import Decoding
 from ._ffi import ffi, lib
 from ._gate import Gate
 from ._owned import Handle, slot_for, taken
-from ._params import check_flag, check_range, context_params, note_threads
+from ._params import check_flag, check_range, check_type, context_params, note_threads
 from ._scratch import Scratch
 from .checkpoint import FLAGS, Checkpoint, CheckpointPerf, check_status
 from .errors import CheckpointMemoryError, ClosedError, LlamaError
@@ -71,6 +71,9 @@ class Context(Decoding, Handle):
     ) -> None:
         self._gate = Gate(None, None, None)
         self._interrupted: set[int] = set()
+        from .model import Model  # which knows this module
+
+        check_type("model", model, Model)
         self.model = model
         handle = model._handle()
         if model.vocab_only:

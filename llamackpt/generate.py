@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ._params import check_type
 from .context import Context
 from .errors import ContextFullError
 from .sampling import Sampler
@@ -94,6 +95,7 @@ def encode_prompt(ctx: Context, prompt: str | Iterable[int], seq_id: int = 0) ->
 
     Raises ValueError for an empty prompt: there is nothing to predict from.
     """
+    check_type("ctx", ctx, Context)
     ctx._check_seq(seq_id)
     if isinstance(prompt, str):
         tokens = ctx.model.tokenize(prompt, add_special=ctx.pos_max(seq_id) < 0)
@@ -137,6 +139,7 @@ def stream_generate(
         raise TypeError(f"stop must be a sequence of strings, not {stop}")
     tokens = encode_prompt(ctx, prompt, seq_id)
     if sampler is not None:
+        check_type("sampler", sampler, Sampler)
         sampler._handle()
     own = sampler is None
     if sampler is None:

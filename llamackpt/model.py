@@ -45,7 +45,9 @@ class _Progress:
 @ffi.def_extern(error=False, onerror=_caught.keep)  # type: ignore[untyped-decorator]
 def llamackpt_on_progress(progress: float, user_data: object) -> bool:
     state: _Progress = ffi.from_handle(user_data)
-    state.cancelled = state.cancelled or state.report(progress) is False
+    if not state.cancelled:
+        go_on = state.report(progress)
+        state.cancelled = isinstance(go_on, bool | np.bool_) and not go_on
     return not state.cancelled
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ._ffi import ffi, lib
 from ._owned import Handle, owned
+from ._params import check_range, check_type
 from .errors import ClosedError, LlamaError
 
 Logits = npt.NDArray[np.float32]
@@ -38,7 +39,7 @@ class Sampler(Handle):
     top_k, top_p, min_p, temperature, draw. top_k 0, top_p 1 and min_p 0 switch a step off.
     Without a seed one is drawn and kept in `seed`, so that a run can be repeated. Threads that share one wait for each other.
 
-    Raises ValueError for a parameter out of range.
+    Raises ValueError and TypeError for a parameter out of range.
     """
 
     def __init__(
@@ -55,14 +56,13 @@ class Sampler(Handle):
         self._candidates: npt.NDArray[Any] = np.empty(0, dtype=_TOKEN_DATA)
         if not (math.isfinite(temperature) and temperature >= 0.0):
             raise ValueError(f"temperature must be 0 or more, not {temperature}")
-        if not 0 <= top_k <= 0x7FFFFFFF:
-            raise ValueError(f"top_k must be 0 (off) or more, not {top_k}")
+        check_range("top_k", top_k, 0, 0x7FFFFFFF)
         if not 0.0 < top_p <= 1.0:
             raise ValueError(f"top_p must be above 0 and at most 1 (off), not {top_p}")
         if not 0.0 <= min_p <= 1.0:
             raise ValueError(f"min_p must be between 0 (off) and 1, not {min_p}")
-        if seed is not None and not 0 <= seed <= _SEED_MAX:
-            raise ValueError(f"seed must be between 0 and {_SEED_MAX}, not {seed}")
+        if seed is not None:
+            check_range("seed", seed, 0, _SEED_MAX)
         self._temperature = temperature
         self._seed = secrets.randbelow(_SEED_MAX + 1) if seed is None else seed
         self._chain = owned(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()), lib.llama_sampler_free)
@@ -100,13 +100,15 @@ class Sampler(Handle):
         """The next token, accepted already.
 
         logits: float32 [n_vocab] or [n, n_vocab], of which the last row is taken; they are not changed.
-        Raises ValueError for another shape.
+        Raises ValueError for another shape, LlamaError if one of them is inf or nan, or all are -inf.
         """
         row = np.asarray(logits, dtype=np.float32)
         if row.ndim == 2 and row.shape[0] > 0:
             row = row[-1]
         if row.ndim != 1 or row.size == 0:
             raise ValueError(f"logits must be [n_vocab] or [n, n_vocab], not {list(np.shape(logits))}")
+        if not math.isfinite(row.max()):
+            raise LlamaError(f"no token can be sampled: the largest of the logits is {row.max()}")
         with self._lock:
             return self._sample_row(row)
 
@@ -159,6 +161,7 @@ class Sampler(Handle):
 
     def restore(self, saved: Sampler) -> None:
         """Take over the state of a clone, which stays as it is. The other half of a rollback."""
+        check_type("saved", saved, Sampler)
         self._handle()
         self._take(saved)
 

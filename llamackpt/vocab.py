@@ -102,13 +102,14 @@ class Vocab:
         """The tokens as int32 [n], or ValueError, TypeError."""
         if is_bytes(tokens):
             raise TypeError(f"tokens have to be integers, not {type(tokens).__name__}; tokenize() makes them of text")
-        ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
+        given = tokens if isinstance(tokens, np.ndarray) else list(tokens)
+        ids = np.asarray(given)
         if ids.ndim != 1:
             raise ValueError(f"tokens have to be one-dimensional, not of shape {ids.shape}")
         if ids.size == 0:
             return np.empty(0, dtype=np.int32)
-        if ids.dtype.kind == "O" and all(isinstance(token, int | np.integer) for token in ids):  # too large for numpy
-            self.check_token(max(ids, key=abs))
+        if ids.dtype.kind in "Of" and all(isinstance(token, int | np.integer) for token in given):  # too large for numpy
+            self.check_token(max(given, key=abs))
         if ids.dtype.kind not in "iu":
             raise TypeError(f"tokens have to be integers, not {ids.dtype}")
         if ids.min() < 0 or ids.max() >= self.n_tokens:

@@ -50,7 +50,7 @@ def test_tokens_can_be_any_integers(ctx: llamackpt.Context) -> None:
     ("tokens", "error"),
     [
         ([], ValueError), ([-1], ValueError), ([1536], ValueError), ([1, 2**70], ValueError), ([-(2**70)], ValueError),
-        ([1.5], TypeError), ([[1]], ValueError), (["a"], TypeError), ([None, 2**70], TypeError),
+        ([-1, 2**63], ValueError), ([1.5], TypeError), ([[1]], ValueError), (["a"], TypeError), ([None, 2**70], TypeError),
         (memoryview(b"ab"), TypeError),
     ],
 )  # fmt: skip
@@ -129,6 +129,8 @@ def test_bad_batches_are_refused(ctx: llamackpt.Context) -> None:
         with pytest.raises(ValueError, match=r".+"):
             ctx.decode_batch(bad)
     ctx.decode([1, 2, 3])
+    with pytest.raises(TypeError, match=r"batch is a Batch, not \[1\]"):
+        ctx.decode_batch([1])  # type: ignore[arg-type]
     for gap in (batch((1, 1, 0)), batch((1, 3, 0), (1, 5, 0)), batch((1, 7, 0))):
         with pytest.raises(ValueError, match="follow"):
             ctx.decode_batch(gap)
@@ -207,6 +209,11 @@ def test_options_out_of_range_are_named(model: llamackpt.Model) -> None:
     with pytest.raises(ValueError, match="n_batch is n_seq_max=3 or more, not 2"):
         model.context(n_ctx=256, n_batch=2, n_seq_max=3)
     model.context(n_ctx=256, n_batch=3, n_seq_max=3).close()
+
+
+def test_a_context_is_made_of_a_model() -> None:
+    with pytest.raises(TypeError, match="model is a Model, not 'x'"):
+        llamackpt.Context("x")  # type: ignore[arg-type]
 
 
 def test_snapshots_need_room_in_a_part_of_a_batch(model: llamackpt.Model) -> None:

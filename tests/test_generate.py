@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import llamackpt
-from llamackpt.errors import ClosedError, ContextFullError
+from llamackpt.errors import ClosedError, ContextFullError, LlamaError
 from llamackpt.generate import NO_TOKEN, StopText, Token, generate, stream_generate
 from llamackpt.sampling import Sampler
 
@@ -137,6 +137,21 @@ def test_reset_starts_the_seed_again() -> None:
 def test_a_parameter_out_of_range_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError):
         Sampler(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"top_k": 2.5}, {"top_k": None}, {"seed": 1.5}])
+def test_a_fraction_is_no_count_and_no_seed(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="is an integer, not"):
+        Sampler(**options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("logits", [[np.nan] * 5, [-np.inf] * 5, [0, np.inf, 0], [0, np.nan, 1]])
+def test_of_logits_that_are_not_finite_none_is_chosen(logits: list[float], temperature: float) -> None:
+    with Sampler(temperature, seed=1) as sampler:
+        with pytest.raises(LlamaError, match="the largest of the logits is"):
+            sampler.sample(logits)
+        assert sampler.sample([-np.inf, 0, -np.inf]) == 1
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (2, 0), (1, 1, 5), ()])
@@ -348,4 +363,11 @@ def test_a_wrong_argument_is_refused_by_the_call_itself(
     sampler.close()
     with pytest.raises(ClosedError):
         stream_generate(ctx, [1], sampler=sampler)
+    for named, wrong in (
+        ("ctx is a Context, not None", lambda: generate(None, "x")),  # type: ignore[arg-type]
+        ("sampler is a Sampler, not 'x'", lambda: generate(ctx, "x", sampler="x")),  # type: ignore[arg-type]
+        ("saved is a Sampler, not None", lambda: Sampler().restore(None)),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match=named):
+            wrong()
     assert ctx.pos_max() == -1

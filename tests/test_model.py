@@ -69,6 +69,8 @@ def test_progress_is_reported_and_can_cancel() -> None:
     assert seen == sorted(seen)
     with pytest.raises(ModelLoadError, match="cancelled"):
         llamackpt.Model(llamackpt.default_model(), progress=lambda _: False)
+    with pytest.raises(ModelLoadError, match="cancelled"):
+        llamackpt.Model(llamackpt.default_model(), progress=lambda _: np.False_)  # type: ignore[arg-type, return-value]
 
     def fail(_: float) -> None:
         raise KeyError("mine")

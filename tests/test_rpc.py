@@ -131,6 +131,8 @@ def test_an_address_without_a_server_is_an_error() -> None:
             llamackpt.Model(llamackpt.default_model(), rpc=[endpoint])
     with pytest.raises(TypeError, match="list"):
         llamackpt.Model(llamackpt.default_model(), rpc="127.0.0.1:1")
+    with pytest.raises(TypeError, match='each "host:port" of rpc is a str, not 5'):
+        llamackpt.Model(llamackpt.default_model(), rpc=[5])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
