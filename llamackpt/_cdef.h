@@ -209,8 +209,7 @@ size_t llama_state_seq_set_data_ext(struct llama_context * ctx, const uint8_t * 
 
 llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max);
 void        llama_batch_free(llama_batch batch);
-float *     llama_get_logits    (struct llama_context * ctx);
-float *     llama_get_logits_ith(struct llama_context * ctx, int32_t i);
+float *     llama_get_logits(struct llama_context * ctx);
 
 // ours, see _build.py
 void llamackpt_load(const char * path, struct llama_model_params params, struct llama_model ** model);
