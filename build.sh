@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # The one entry point: see usage() below. Portable to bash 3.2.
 set -euo pipefail
+# what would lead cd, Python or pip elsewhere
+unset CDPATH PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX
+export PIP_USER=0
 
 usage() {
     cat <<'EOF'
@@ -62,16 +65,27 @@ case ${COMMAND:=build} in
     demo | test) ;;
     *) [ $# -eq 0 ] || die "unknown argument '$1': see ./build.sh --help" ;;
 esac
+case $COMMAND:$BACKEND in
+    wheel:cuda | wheel:metal | sanitize:cuda | sanitize:metal) die "$COMMAND builds for the CPU alone: leave out --$BACKEND" ;;
+    export:?* | reset:?*) die "$COMMAND builds nothing: leave out --$BACKEND" ;;
+esac
+[ -z "$CUDA_ARCH" ] || [ "$BACKEND" = cuda ] || die "--cuda-arch goes with --cuda: add it, or leave out --cuda-arch"
 
 CALLER=$PWD
 case ${LLAMA_CPP_SRC:-/} in /*) ;; *) LLAMA_CPP_SRC=$CALLER/$LLAMA_CPP_SRC ;; esac
 case ${PYTHON:-} in /*) ;; */*) PYTHON=$CALLER/$PYTHON ;; esac
-cd "$(dirname "${BASH_SOURCE[0]}")"
+SELF=${BASH_SOURCE[0]}
+while [ -L "$SELF" ]; do # macOS has had no readlink -f for long
+    link=$(readlink "$SELF")
+    case $link in /*) SELF=$link ;; *) SELF=$(dirname "$SELF")/$link ;; esac
+done
+cd "$(dirname "$SELF")"
 ROOT=$PWD
 VENV=$ROOT/.venv
 PY=$VENV/bin/python
 for var in $(git rev-parse --local-env-vars 2> /dev/null || true) GIT_AUTHOR_NAME GIT_AUTHOR_EMAIL GIT_AUTHOR_DATE \
-           GIT_COMMITTER_NAME GIT_COMMITTER_EMAIL GIT_COMMITTER_DATE GIT_DEFAULT_HASH; do
+           GIT_COMMITTER_NAME GIT_COMMITTER_EMAIL GIT_COMMITTER_DATE GIT_DEFAULT_HASH \
+           GIT_DIFF_OPTS GIT_EXTERNAL_DIFF; do
     unset "$var"
 done
 

@@ -3,6 +3,7 @@
 #
 #     benchmarks/gpu.sh OUT_DIR
 set -euo pipefail
+unset CDPATH
 out=$(realpath -m "${1:?usage: benchmarks/gpu.sh OUT_DIR}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p "$out"

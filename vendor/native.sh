@@ -116,7 +116,7 @@ progress() { # ninja's own lines; the thousands of compiler warnings about upstr
 stage_libraries() { # BACKEND PACKAGE
     local bin=build/$1/bin json stage lib file program
     json=$(build_json "$1")
-    if [ "$(cat "$2/lib/BUILD.json" 2> /dev/null)" = "$json" ] && [ -f "$2/bin/ggml-rpc-server" ] &&
+    if [ "$(cat "$2/lib/BUILD.json" 2> /dev/null)" = "$json" ] && all_staged "$bin" "$2" &&
         [ -z "$(find "$bin" -newer "$2/lib/BUILD.json" \( -name 'lib*' -o -name '*-server' \))" ]; then
         return
     fi
@@ -139,6 +139,16 @@ stage_libraries() { # BACKEND PACKAGE
     mv "$stage/lib" "$stage/bin" "$2/"
     rm -rf "$stage"
     HALF_MADE=
+}
+
+all_staged() { # BIN PACKAGE: whether each library, each name that links to one, and each program is there
+    local lib program
+    for lib in "$1"/lib*.so "$1"/lib*.dylib; do
+        [ -f "$lib" ] || continue
+        [ -f "$2/lib/${lib##*/}" ] || return 1
+    done
+    for program in $PROGRAMS; do [ -f "$2/bin/$program" ] || return 1; done
+    [ -f "$2/lib/LICENSE.llama.cpp" ] && [ -f "$2/lib/LICENSE.third-party" ]
 }
 
 build_json() { # BACKEND: what these libraries are

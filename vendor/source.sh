@@ -17,7 +17,7 @@ recorded()   { if [ -f "$RECORD" ]; then sed -n "s/^$1 //p" "$RECORD"; fi; }
 
 # git as on any machine: no settings, hooks, templates or environment of the user's
 vgit() {
-    HOME=/nonexistent XDG_CONFIG_HOME=/nonexistent GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_OPTIONAL_LOCKS=0 LC_ALL=C \
+    HOME=/nonexistent XDG_CONFIG_HOME=/nonexistent GIT_CONFIG_NOSYSTEM=1 GIT_ATTR_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_OPTIONAL_LOCKS=0 LC_ALL=C \
     GIT_COMMITTER_NAME=llama.cpp GIT_COMMITTER_EMAIL=upstream@localhost \
         git -c core.autocrlf=false -c core.safecrlf=false -c core.hooksPath=/dev/null -c core.fileMode=true -c gc.auto=0 \
             -c commit.gpgSign=false -c "safe.directory=*" -c advice.detachedHead=false "$@"
