@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p "$out"
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$out/gpu.csv"
-git rev-parse HEAD > "$out/commit.txt"
+if [ -e .git ]; then git rev-parse HEAD; else echo "a source distribution"; fi > "$out/commit.txt"
 ./build.sh --cuda --cuda-arch "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)"
 .venv/bin/ninja -C build/cuda test-backend-ops
 build/cuda/bin/test-backend-ops test -o GATED_DELTA_NET,GATED_DELTA_NET_CACHE_FUSION,SET_ROWS | tee "$out/operations.txt"
