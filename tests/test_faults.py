@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import llamackpt
+from llamackpt._ffi import ffi, lib
 from llamackpt.errors import DecodeError, LlamaError
 
 
@@ -91,3 +92,57 @@ def test_a_state_with_an_impossible_position_is_refused_or_harmless(archs: Path,
             ctx.decode([5])
             ctx.seq_rm()
     assert refused > 5
+
+
+def test_a_state_that_is_refused_before_it_is_read_leaves_the_checkpoints(archs: Path) -> None:
+    for name in ("llama-dense", "qwen35-dense", "gemma3-dense"):
+        with llamackpt.Model(archs / f"{name}.gguf") as model, model.context(n_ctx=256, checkpoints=1) as ctx:
+            ctx.decode([1, 2, 3])
+            with ctx.checkpoint() as ck:
+                expected = ctx.decode([4])
+                with pytest.raises(LlamaError):
+                    ctx.state_set(0, b"none")
+                ck.restore()
+                assert np.array_equal(ctx.decode([4]), expected)
+
+
+@pytest.mark.parametrize("name", ["mamba2-dense", "qwen35-dense", "llama-dense"])
+def test_all_sequences_can_be_removed_at_once(archs: Path, name: str) -> None:
+    with llamackpt.Model(archs / f"{name}.gguf") as model, model.context(n_ctx=256, n_seq_max=3) as ctx:
+        expected = ctx.decode([1, 2, 3], seq_id=1)
+        ctx.decode([4, 5], seq_id=0)
+        assert lib.llama_memory_seq_rm(ctx._gate.memory, -1, -1, -1)
+        assert [ctx.pos_max(seq_id) for seq_id in range(3)] == [-1] * 3
+        assert np.array_equal(ctx.decode([1, 2, 3], seq_id=1), expected)
+
+
+def test_tokens_of_several_sequences_are_computed_as_those_of_one(archs: Path) -> None:
+    """Their decay was written over the inputs of other operations with this model."""
+    with llamackpt.Model(archs / "minimax-01-moe.gguf") as model:
+
+        def logits(seq_ids: tuple[int, ...]) -> np.ndarray:
+            batch = llamackpt.Batch()
+            for pos in range(5):
+                batch.add(10 + pos, pos, seq_ids, logits=pos == 4)
+            with model.context(n_ctx=256, n_seq_max=4) as ctx:
+                return ctx.decode_batch(batch).copy()
+
+        assert np.allclose(logits((0, 1)), logits((0,)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_copy_on_the_device_has_all_of_a_quantized_cache(archs: Path) -> None:
+    on_device = 2  # LLAMA_STATE_SEQ_FLAGS_ON_DEVICE
+    with (
+        llamackpt.Model(archs / "gemma3-dense.gguf") as model,
+        model.context(n_ctx=256, type_k="q8_0", type_v="q8_0", flash_attn=True) as ctx,
+    ):
+        ctx.decode(range(1, 60))
+        size = lib.llama_state_seq_get_size_ext(ctx._gate.ctx, 0, on_device)
+        state = ffi.new("uint8_t[]", size)
+        assert lib.llama_state_seq_get_data_ext(ctx._gate.ctx, state, size, 0, on_device) == size
+        expected = ctx.decode([5])
+        ctx.seq_rm()
+        ctx.decode(range(50, 120))  # other keys, in the same cells
+        ctx.seq_rm()
+        assert lib.llama_state_seq_set_data_ext(ctx._gate.ctx, state, size, 0, on_device) == size
+        assert np.allclose(ctx.decode([5]), expected, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ ARCHS = [
 
 
 def series() -> list[str]:
-    return (PATCHES / "series").read_text().split()
+    return [line for line in (PATCHES / "series").read_text().splitlines() if line and not line.startswith("#")]
 
 
 def test_the_order_file_names_every_patch_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import http.server
 import io
 import logging
@@ -15,10 +16,12 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from conftest import ctrl_c_after, preloadable
 
 import llamackpt
@@ -170,6 +173,45 @@ def test_a_signal_before_the_main_loop_is_not_lost(tmp_path: Path) -> None:
     assert "cleaning up before exit" in done.stderr
 
 
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_signal_ends_it_whatever_lock_is_held(tmp_path: Path, at: int) -> None:
+    """By the thread that the signal interrupts. The handler takes none of them."""
+    library = preloadable("signal_in_lock.c", tmp_path)
+    command, env = [server_program(), "--model", MODEL, *SMALL, "--port", "0"], {**os.environ, "LD_PRELOAD": str(library)}
+    env["SIGNAL_AT"] = str(at)
+    done = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert "cleaning up before exit" in done.stderr
+
+
+LONG = {"prompt": "def read(", "n_predict": 100000, "ignore_eos": True}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_a_request_under_way(number: signal.Signals) -> None:
+    """Which is told so."""
+    with ThreadPoolExecutor(1) as threads, Server(MODEL, "--parallel", "1", "--threads", "1") as server:
+        client = server.client()
+        answer = threads.submit(requests.post, f"{server.url}/completion", json=LONG, timeout=600)
+        assert soon(lambda: client.slots()[0].is_processing)
+        server.signal(number)
+        assert server.wait(60) == 0
+        assert answer.result().status_code == 503
+        assert answer.result().json()["error"]["message"] == "The server is being stopped"
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-Conversation-Id": "one"}], ids=["plain", "resumable"])
+def test_a_signal_ends_it_with_a_stream_under_way(headers: dict[str, str]) -> None:
+    with Server(MODEL, "--parallel", "1", "--threads", "1") as server:
+        body = {**LONG, "stream": True}
+        with requests.post(f"{server.url}/completion", json=body, headers=headers, stream=True, timeout=600) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith(b"data: ")
+            server.signal(signal.SIGTERM)
+            assert server.wait(60) == 0
+            with contextlib.suppress(requests.exceptions.ChunkedEncodingError):
+                assert b'"stop":true' not in b"".join(lines)
+
+
 def test_a_server_that_dies_is_seen_to_be_dead() -> None:
     with Server(MODEL, *SMALL) as server:
         client = server.client()
@@ -198,6 +240,13 @@ def test_one_that_ends_at_once_says_why(tmp_path: Path) -> None:
         Server(path)
     assert "magic" in caught.value.log
     assert any("bad.gguf" in line for line in caught.value.lines)
+
+
+@pytest.mark.parametrize("flag", ["--ckpt-device-mem", "--ckpt-host-mem"])
+def test_memory_for_checkpoints_that_is_less_than_no_limit_is_refused(flag: str) -> None:
+    done = subprocess.run([server_program(), "--model", MODEL, flag, "-2"], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f'"{flag}": invalid value' in done.stderr
 
 
 def test_one_that_is_not_healthy_in_time_is_stopped() -> None:

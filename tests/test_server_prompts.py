@@ -496,3 +496,50 @@ def test_a_draft_context_that_is_cut_is_not_counted_as_a_restore(hybrid: Path, t
         counts = counted(client, lambda: [greedy(client, prompt, 40) for prompt in PROMPTS[:3]])
     assert 0 < counts["llamacpp:checkpoint_restore_count"] <= counts["llamacpp:spec_decode_num_drafts_total"]
     assert counts["llamacpp:checkpoint_save_count"] <= counts["llamacpp:spec_decode_num_drafts_total"]
+
+
+def test_a_checkpoint_that_is_moved_is_not_taken_again(hybrid: Path, tmp_path: Path) -> None:
+    """Three stay on the device; the log names each of them."""
+    log, flags = tmp_path / "log", ("--checkpoint-min-step", "1", "--verbosity", "5")
+    with start(hybrid, *flags, n_ctx=2048, log=log) as server:
+        client = server.client()
+        grown = counted(client, lambda: in_turns(client, 6))
+        text = log.read_text()
+        n_taken, n_moved = text.count("created context checkpoint"), text.count("moving context checkpoint to the host")
+        assert n_taken > 3 and n_moved == n_taken - 3
+        assert grown["llamacpp:checkpoint_save_count"] == n_taken
+        assert grown["llamacpp:checkpoint_move_count"] == n_moved
+
+
+def test_a_checkpoint_holds_as_much_after_a_long_prompt(hybrid: Path) -> None:
+    """The state. The attention cells before it are those of the slot."""
+    with start(hybrid, "--ctx-checkpoints", "1", "--batch-size", "2048", "--ubatch-size", "2048", n_ctx=2048) as server:
+        client = server.client()
+        text, sizes = client.tokenize("".join(PROMPTS) * 8), set()
+        for n in (100, 1600):
+            client.completion(text[:n], max_tokens=1)
+            assert client.metrics()["llamacpp:checkpoint_held_count"] == 1
+            sizes.add(held(client)["shared"])
+        assert len(sizes) == 1 and min(sizes) > 0
+
+
+@pytest.mark.parametrize(("memory", "count"), [("-1", 2), ("100", 2), ("1", 2)])
+def test_no_more_is_reserved_than_the_slots_can_have(hybrid: Path, tmp_path: Path, memory: str, count: int) -> None:
+    """A checkpoint of the only slot, and the one that is being taken."""
+    log, flags = tmp_path / "log", ("--ctx-checkpoints", "1", "--ckpt-device-mem", memory, "--verbosity", "5")
+    start(hybrid, *flags, log=log).close()
+    text = log.read_text()
+    assert f"room for {count} on the device" in text
+    assert ("MiB for context checkpoints on the device, there are not more than" in text) == (memory != "-1")
+
+
+def test_a_counter_counts_beyond_a_million(transformer: Path) -> None:
+    """Here the tokens that were reused."""
+    with start(transformer, n_ctx=4096) as server:
+        client, name = server.client(), "llamacpp:prompt_tokens_cached_total"
+        prompt, total = [5 + n % 90 for n in range(4000)], 0
+        while total < 1_000_000:
+            total += client.completion(prompt, max_tokens=1).timings.cache_n
+        assert client.metrics()[name] == total
+        total += client.completion(prompt[:7], max_tokens=1).timings.cache_n
+        assert client.metrics()[name] == total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -420,19 +421,83 @@ def test_a_slot_file_of_a_draft_with_another_type_of_cache_is_refused(hybrid: Pa
 def test_a_file_that_cannot_be_restored_leaves_the_checkpoints_on_the_device(
     plain: Client, hybrid: Path, slots: Path, flags: tuple[str, ...]
 ) -> None:
-    """Without flash attention the values are stored in another order, which is noticed while the state is read."""
-    flags = ("--checkpoint-min-step", "1", "--slot-save-path", str(slots), *flags)
-    with start(hybrid, *flags, "--flash-attn", "on") as server:
-        greedy(server.client(), PROMPTS[0], 4, cache_prompt=True)
-        server.client().save_slot(0, "in order")
-    with start(hybrid, *flags, "--flash-attn", "off", n_ctx=2048) as server:
+    """All of them. There is no room for the tokens beside those of another slot, which is noticed while the state is read."""
+    flags = ("--checkpoint-min-step", "1", "--kv-unified", "--slot-save-path", str(slots), *flags)
+    with start(hybrid, *flags, parallel=2) as server:
         client = server.client()
-        prompt = in_turns(client, 4)
+        text = client.tokenize("".join(PROMPTS) * 4)
+        client.completion(text[:700], max_tokens=1, id_slot=0)
+        client.save_slot(0, "long")
+        client.erase_slot(0)
+        client.completion(text[10:510], max_tokens=1, id_slot=1)
+        prompt = in_turns(client, 5, id_slot=0)
         before = held(client)
         assert before["shared"] > 0
-        with pytest.raises(RequestError, match="the log says why"):
-            client.restore_slot(0, "in order")
+        n_moves = counted(client, lambda: in_vain(client, "long"))["llamacpp:checkpoint_move_count"]
+        assert n_moves == 2 * client.metrics()["llamacpp:checkpoint_held_count"] > 2
         assert held(client) == before
-        found = greedy(client, prompt + "# else\n", cache_prompt=True)
+        found = greedy(client, prompt + "# else\n", cache_prompt=True, id_slot=0)
         assert found.timings.prompt_n < 32
         assert_same(plain, prompt + "# else\n", greedy(plain, prompt + "# else\n"), found)
+
+
+def in_vain(client: Client, name: str) -> None:
+    with pytest.raises(RequestError, match="the log says why"):
+        client.restore_slot(0, name)
+
+
+def test_a_slot_file_of_another_attention_is_refused(hybrid: Path, slots: Path) -> None:
+    """Without flash attention the values are stored in another order. The error names what differs and nothing else."""
+    for value in ("on", "off", "auto"):
+        with start(hybrid, "--slot-save-path", str(slots), "--flash-attn", value) as server:
+            client = server.client()
+            if value == "on":
+                greedy(client, PROMPTS[0], 4, cache_prompt=True)
+                client.save_slot(0, "in order")
+            elif value == "off":
+                with pytest.raises(RequestError) as caught:
+                    client.restore_slot(0, "in order")
+                differs = "model flash attention = on (expected: model flash attention = off)"
+                assert str(caught.value).endswith(f"the file is of another model or of another type of cache: {differs}")
+            else:
+                assert client.restore_slot(0, "in order").n_tokens > 4  # decided to be on
+
+
+def test_a_slot_file_of_other_norms_is_refused(tmp_path: Path, slots: Path) -> None:
+    """One small tensor is changed, in a file whose name, metadata and size stay."""
+    model = write_f32(tmp_path / "model.gguf")
+    with start(model, "--slot-save-path", str(slots)) as server:
+        greedy(server.client(), PROMPTS[0], 4, cache_prompt=True)
+        server.client().save_slot(0, "norms")
+    reader = gguf.GGUFReader(model, "r+")
+    next(tensor for tensor in reader.tensors if tensor.name == "blk.1.attn_norm.weight").data[...] *= 3
+    reader.data.flush()
+    with start(model, "--slot-save-path", str(slots)) as server, pytest.raises(RequestError, match="model weights = "):
+        server.client().restore_slot(0, "norms")
+
+
+def test_only_a_regular_file_is_read(drafting: Client, slots: Path) -> None:
+    """A pipe that nobody writes to would stop the server, and a device has no end."""
+    os.mkfifo(slots / "pipe")
+    (slots / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(RequestError, match="not a regular file"):
+            drafting.restore_slot(0, name)
+        (slots / name).unlink()
+
+
+def test_what_a_restore_from_a_file_does_is_not_of_the_next_request(hybrid: Path, slots: Path) -> None:
+    """Its checkpoints move to the device, none is taken, and no request had to wait for that."""
+    with start(hybrid, "--checkpoint-min-step", "1", "--slot-save-path", str(slots)) as server:
+        client = server.client()
+        prompt = in_turns(client, 4)
+        client.save_slot(0, "moved")
+        grown = counted(client, lambda: [client.restore_slot(0, "moved") for _ in range(3)])
+        assert grown["llamacpp:checkpoint_save_count"] == grown["llamacpp:checkpoint_restore_count"] == 0
+        assert grown["llamacpp:checkpoint_move_count"] > 3
+        assert grown["llamacpp:checkpoint_move_seconds_total"] > 0
+        before = client.metrics()
+        raw = greedy(client, prompt + "# else\n", 1, cache_prompt=True).timings.raw
+        for name in ("save", "restore"):
+            total = f"llamacpp:checkpoint_{name}_count"
+            assert raw[f"checkpoint_{name}_n"] == client.metrics()[total] - before[total]

@@ -46,6 +46,14 @@ covers() { # DIR: the tree's export
     [ -z "$old" ] || [ "$COVERED" = "$(tgit rev-parse HEAD)" ] || tgit merge-base --is-ancestor "$old" "$COVERED" 2> /dev/null
 }
 
+with_headings() { # SERIES: it, with the comments and empty lines of patches/series before the files that they were before
+    [ -f patches/series ] || { cat "$1"; return; }
+    awk 'FILENAME == ARGV[1] { name[++n] = $0; is_new[$0] = 1; next }
+         /^(#|$)/            { text = text $0 "\n"; next }
+         is_new[$0]          { heading[$0] = text; text = "" }
+         END                 { for (i = 1; i <= n; i++) printf "%s%s\n", heading[name[i]], name[i]; printf "%s", text }' "$1" patches/series
+}
+
 export_patches() {
     local p n
     [ -e "$TREE" ] || die "there is no $TREE to export: run ./build.sh"
@@ -67,7 +75,8 @@ export_patches() {
         while IFS= read -r p; do
             cmp -s "$TMP/patches/$p" "patches/$p" || cp "$TMP/patches/$p" "patches/$p"
         done < "$TMP/patches/series"
-        cp "$TMP/patches/series" patches/series
+        with_headings "$TMP/patches/series" > "$TMP/series"
+        cp "$TMP/series" patches/series
     fi
     record "$TREE" "$(tgit rev-parse HEAD)"
     rm -rf "$TMP"
