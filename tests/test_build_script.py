@@ -48,6 +48,19 @@ def test_an_export_is_the_same_whatever_git_is_told_in_the_environment(checkout:
     assert patches == [patches[0]] * 3
 
 
+def test_the_headings_of_the_series_stay_where_they_were(checkout: Path) -> None:
+    tree, order = checkout / "vendor" / "llama.cpp", checkout / "patches" / "series"
+    run("./build.sh", "export", cwd=checkout)
+    order.write_text("# first\n" + order.read_text())
+    for name, heading in (("b-0", "\n# second\n"), ("b-1", "")):
+        (tree / name).touch()
+        run("git", "add", ".", cwd=tree)
+        run("git", *COMMIT, "-m", name.replace("-", " : "), cwd=tree)
+        assert run("./build.sh", "export", cwd=checkout).returncode == 0
+        order.write_text(order.read_text().replace(f"{name}.patch", f"{heading}{name}.patch"))
+    assert order.read_text().split("\n") == ["# first", "a-change.patch", "", "# second", "b-0.patch", "b-1.patch", ""]
+
+
 def test_it_works_in_its_own_directory_however_it_is_called(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("here/checkout/build.sh")
     for program, where in (("checkout/build.sh", tmp_path / "here"), ("./link", tmp_path)):
