@@ -66,6 +66,21 @@ static void llamackpt_checkpoint_save(llama_memory_t mem, llama_seq_id seq_id, u
     *id = llama_memory_checkpoint_save(mem, seq_id, flags);
 }
 
+// a fork has none of the threads that OpenMP keeps, and GNU's would wait for them: it ends them here, and starts others later
+// the libraries of llama.cpp bring OpenMP, or do not
+#ifdef __linux__
+extern int omp_pause_resource_all(int kind) __attribute__((weak));
+
+static void llamackpt_before_fork(void) {
+    if (omp_pause_resource_all) {
+        omp_pause_resource_all(2); // omp_pause_hard
+    }
+}
+#else
+static void llamackpt_before_fork(void) {
+}
+#endif
+
 static double llamackpt_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

@@ -216,6 +216,7 @@ void llamackpt_load(const char * path, struct llama_model_params params, struct 
 void llamackpt_init(struct llama_model * model, struct llama_context_params params, struct llama_context ** ctx);
 void llamackpt_decode(struct llama_context * ctx, struct llama_batch batch, int32_t * status);
 void llamackpt_checkpoint_save(llama_memory_t mem, llama_seq_id seq_id, uint32_t flags, llama_checkpoint_id * id);
+void llamackpt_before_fork(void);
 void llamackpt_log_enable(void);
 void llamackpt_log_disable(void);
 bool llamackpt_abort_poll(void * data);

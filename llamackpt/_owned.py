@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ._ffi import ffi
+from ._ffi import ffi, lib
 
 __all__ = ["Handle", "forks", "owned", "slot_for", "taken"]
 
@@ -22,7 +22,7 @@ def _count_fork() -> None:
     _forks += 1
 
 
-os.register_at_fork(after_in_child=_count_fork)
+os.register_at_fork(before=lib.llamackpt_before_fork, after_in_child=_count_fork)
 
 
 def forks() -> int:

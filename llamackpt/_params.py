@@ -9,8 +9,6 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from ._ffi import lib
-from ._owned import forks
-from .errors import LlamaError
 
 __all__ = [
     "SPLIT_MODES",
@@ -22,7 +20,6 @@ __all__ = [
     "choice",
     "context_params",
     "is_bytes",
-    "note_threads",
 ]
 
 _MAX_SEQ = 256
@@ -80,9 +77,7 @@ def context_params(
     offload_kqv: bool,
     swa_full: bool,
 ) -> Any:
-    """A struct llama_context_params; the options are those of Context. arch: the model's. Raises ValueError, TypeError,
-    LlamaError.
-    """
+    """A struct llama_context_params; the options are those of Context. arch: the model's. Raises ValueError, TypeError."""
     check_range("n_ctx", n_ctx, 0, 2**31 - 1)
     check_range("n_batch", n_batch, 1, 2**31 - 1)
     check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
@@ -97,7 +92,6 @@ def context_params(
     check_range("n_threads", n_threads, 1, 512)
     for name, value in (("kv_unified", kv_unified), ("offload_kqv", offload_kqv), ("swa_full", swa_full)):
         check_flag(name, value)
-    _check_fork(n_threads)
 
     params = lib.llama_context_default_params()
     n_ubatch = min(n_ubatch, n_batch)
@@ -112,24 +106,6 @@ def context_params(
     params.type_v = choice("type_v", type_v, _CACHE_TYPES)
     params.no_perf = False
     return params
-
-
-_pools: set[int] = set()  # forks() of the processes that had a context with several threads
-
-
-def _check_fork(n_threads: int) -> None:
-    """A fork does not have the threads of OpenMP's pool, and would wait for them forever."""
-    if n_threads > 1 and _pools - {forks()}:
-        raise LlamaError(
-            "this process was forked from one that had a context with several threads; use n_threads=1 here, "
-            'or start it with multiprocessing\'s "spawn"'
-        )
-
-
-def note_threads(n_threads: int) -> None:
-    """A context with so many was made: whatever computes in it makes OpenMP's pool."""
-    if n_threads > 1:
-        _pools.add(forks())
 
 
 def _n_processors() -> int:

@@ -16,7 +16,7 @@ from ._decoding import Decoding
 from ._ffi import ffi, lib
 from ._gate import Gate
 from ._owned import Handle, slot_for, taken
-from ._params import check_flag, check_range, check_type, context_params, note_threads
+from ._params import check_flag, check_range, check_type, context_params
 from ._scratch import Scratch
 from .checkpoint import FLAGS, Checkpoint, CheckpointPerf, check_status
 from .errors import CheckpointMemoryError, ClosedError, LlamaError
@@ -96,7 +96,6 @@ class Context(Decoding, Handle):
         if slot[0] == ffi.NULL:
             raise LlamaError("llama.cpp cannot make a context of this model with these options", log=log.reason())
         ctx = taken(slot)
-        note_threads(params.n_threads)
         self._gate = Gate(ctx, lib.llama_get_memory(ctx), handle)
         model._contexts.add(self)
         self.n_ctx = int(lib.llama_n_ctx(ctx))
