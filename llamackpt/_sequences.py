@@ -81,7 +81,7 @@ class Sequences:
                 self._interrupted.discard(seq_id)
 
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> None:
-        """Copy the tokens of sequence src at positions [p0, p1) to dst.
+        """Copy the tokens of sequence src at positions [p0, p1) to dst, in place of its own there.
 
         Raises UnsupportedError for a part of a sequence whose running state is that of all its tokens (recurrent, hybrid);
         there p0 is 0, wherever the sequence begins.
@@ -97,6 +97,9 @@ class Sequences:
             memory = self._memory(gate)
             if self._has_state and (p0 > 0 or 0 <= p1 <= lib.llama_memory_seq_pos_max(memory, src)):
                 raise UnsupportedError("only whole sequences can be copied here: the running state is that of all tokens")
+            if src != dst:  # llama.cpp would add them to those that it has, if both share a cache
+                whole = whole_only or self._has_state
+                lib.llama_memory_seq_rm(memory, dst, -1 if whole else p0, -1 if whole else p1)
             lib.llama_memory_seq_cp(memory, src, dst, p0, p1)
             self._interrupted.discard(dst)
 
@@ -171,10 +174,16 @@ class Sequences:
         flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
         with self._gate as gate:
             self._check_seq(seq_id)
-            self._memory(gate)
+            self._memory(gate)  # refuses a model without one
             log.reset_reason()
             source = ffi.from_buffer("uint8_t[]", data)  # its length is in bytes, len(data) is in elements
             n = lib.llama_state_seq_set_data_ext(gate.ctx, source, len(source), seq_id, flags)
+            memory = self._memory(gate)
+            if 0 < n < len(source):
+                lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
+            if n == len(source) or lib.llama_memory_seq_pos_max(memory, seq_id) < 0:
+                self._interrupted.discard(seq_id)
             if n == 0:
                 raise LlamaError("the bytes are not a state of this model", log=log.reason())
-            self._interrupted.discard(seq_id)
+            if n < len(source):
+                raise LlamaError(f"the bytes are more than a state: it ends after {n} of {len(source)}")

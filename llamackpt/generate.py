@@ -130,7 +130,8 @@ def stream_generate(
     ContextFullError where the prompt does not fit, DecodeError. A context that fills up later ends the
     stream with "context".
     """
-    if operator.index(max_tokens) < 1:
+    max_tokens = operator.index(max_tokens)
+    if max_tokens < 1:
         raise ValueError(f"max_tokens must be 1 or more, not {max_tokens}")
     if isinstance(stop, str):
         raise ValueError("stop must be a sequence of strings, not one string")

@@ -28,6 +28,9 @@ _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float3
 # LLAMA_DEFAULT_SEED means "draw one" to llama.cpp, so it is not a seed that can be repeated
 _SEED_MAX = 0xFFFFFFFE
 
+# logits that are divided by less overflow
+_COLD = 1e-30
+
 if ffi.sizeof("llama_token_data") != _TOKEN_DATA.itemsize:  # pragma: no cover
     raise ImportError("llama_token_data has another layout in this build of llama.cpp")
 
@@ -66,7 +69,7 @@ class Sampler(Handle):
         self._temperature = temperature
         self._seed = secrets.randbelow(_SEED_MAX + 1) if seed is None else seed
         self._chain = owned(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()), lib.llama_sampler_free)
-        if temperature == 0.0:
+        if temperature < _COLD:
             self._add(lib.llama_sampler_init_greedy())
             return
         if top_k > 0:

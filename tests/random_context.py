@@ -378,8 +378,6 @@ class Run:
         state = self.memory.seqs[src]
         if src == dst:
             return
-        if self.kind.tokens or self.memory.seqs[dst].pending:
-            self.remove_all(dst, 0, 0)  # it would have the tokens of both
         self.ctx.seq_cp(src, dst)
         self.memory.on_removed(dst, 0)
         if self.kind.streams:

@@ -154,6 +154,36 @@ def test_sequences_are_copied_kept_and_removed(archs: Path, name: str, kv_unifie
         assert ctx.pos_min(1) == -1
 
 
+@pytest.mark.parametrize("kv_unified", [True, False])
+@pytest.mark.parametrize("name", ["qwen35-dense", "llama-dense", "gemma3-dense", "mamba2-dense"])
+def test_a_copy_takes_the_place_of_what_a_sequence_had(archs: Path, name: str, kv_unified: bool) -> None:
+    """Where sequences share a cache, llama.cpp adds the tokens to those that are there, and there are two at a position."""
+    with llamackpt.Model(archs / f"{name}.gguf") as model, model.context(n_seq_max=3, kv_unified=kv_unified) as ctx:
+        ctx.decode([1, 2, 3], 0)
+        ctx.decode([9, 8, 7, 6, 5], 1)
+        ctx.seq_cp(0, 1)
+        assert ctx.pos_max(1) == 2
+        np.testing.assert_allclose(ctx.decode([4], 1), ctx.decode([4], 0), atol=1e-4)
+        ctx.seq_cp(2, 1)
+        assert (ctx.pos_min(1), ctx.pos_max(1)) == (-1, -1)
+
+
+def test_a_part_that_is_copied_takes_the_place_of_that_part(archs: Path) -> None:
+    with llamackpt.Model(archs / "llama-dense.gguf") as model, model.context(n_seq_max=3) as ctx:
+        ctx.decode([1, 2, 3, 4], 0)
+        ctx.decode([1, 2, 7, 8, 9], 1)
+        ctx.seq_cp(0, 1, 2, 4)
+        ctx.seq_rm(1, 4)
+        np.testing.assert_allclose(ctx.decode([5], 1), ctx.decode([5], 0), atol=1e-4)
+
+
+def test_more_bytes_than_a_state_are_refused(ctx: llamackpt.Context) -> None:
+    ctx.decode([1, 2, 3])
+    with pytest.raises(llamackpt.LlamaError, match="more than a state"):
+        ctx.state_set(0, ctx.state_get() + b"x")
+    assert ctx.pos_max() == -1
+
+
 def test_a_part_of_a_recurrent_sequence_cannot_be_removed(ctx: llamackpt.Context) -> None:
     ctx.decode([1, 2, 3])
     with pytest.raises(UnsupportedError, match="checkpoint"):

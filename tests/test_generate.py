@@ -46,9 +46,11 @@ def test_threads_that_share_a_sampler_wait_for_each_other_and_may_close_it() -> 
     assert set().union(*(future.result() for future in futures)) == {199_999}
 
 
-def test_temperature_zero_takes_the_largest_logit() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-39, 1e-30])
+def test_temperature_zero_takes_the_largest_logit(temperature: float) -> None:
+    """And one so small that logits divided by it overflow."""
     logits = np.random.default_rng(1).standard_normal(1000).astype(np.float32)
-    with Sampler() as sampler:
+    with Sampler(temperature) as sampler:
         assert sampler.sample(logits) == int(logits.argmax())
 
 
@@ -185,7 +187,7 @@ def test_a_closed_sampler_says_so_whatever_is_asked_of_it() -> None:
 
 
 def test_greedy_generation_is_the_argmax_loop(ctx: llamackpt.Context, model: llamackpt.Model) -> None:
-    result = generate(ctx, PROMPT, max_tokens=12)
+    result = generate(ctx, PROMPT, max_tokens=np.int64(12))
     tokens = [int(t) for t in model.tokenize(PROMPT)]
     expected = []
     for _ in range(12):

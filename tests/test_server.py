@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 from server_checks import (
@@ -231,6 +232,11 @@ def test_generation_ends_at_the_end_of_the_context(wild: Client) -> None:
 def test_clients_that_leave_during_rollbacks_are_cleaned_up_after(wild: Client) -> None:
     check_left(wild, 20)
     assert len(wild.slots()) == 1
+
+
+def test_a_request_may_have_numbers_of_numpy(wild: Client) -> None:
+    numbers = {"max_tokens": np.int64(2), "seed": np.uint32(3), "id_slot": np.int32(0), "temperature": np.float32(0)}
+    assert len(wild.completion([1, 2, 3], ignore_eos=True, **numbers).tokens) == 2
 
 
 def test_a_request_that_is_no_json_or_no_prompt_is_refused(wild: Client) -> None:

@@ -222,12 +222,15 @@ def _body(
         raise ValueError("stop must be a sequence of strings, not one string")
     body: dict[str, Any] = {
         "prompt": prompt if isinstance(prompt, str) else _ids(prompt),
-        "n_predict": max_tokens,
+        "n_predict": operator.index(max_tokens),
         "stop": list(stop),
         "return_tokens": True,
     }
-    chosen = {"temperature": temperature, "seed": seed, "id_slot": id_slot, "cache_prompt": cache_prompt}
-    body.update({key: value for key, value in chosen.items() if value is not None})
+    if temperature is not None:
+        body["temperature"] = float(temperature)  # JSON knows none of numpy's numbers
+    body.update({key: operator.index(value) for key, value in {"seed": seed, "id_slot": id_slot}.items() if value is not None})
+    if cache_prompt is not None:
+        body["cache_prompt"] = bool(cache_prompt)
     return body | more
 
 
