@@ -483,3 +483,12 @@ def test_serialising_state_into_a_sequence_makes_its_checkpoints_stale(ctx: llam
     ck, state = ctx.checkpoint(), ctx.state_get()
     ctx.state_set(0, state)
     assert not ck.valid
+
+
+def test_removing_all_sequences_removes_a_running_state_without_tokens(ctx: llamackpt.Context) -> None:
+    """A partial state has none, and while a checkpoint was held the next prompt continued from it."""
+    start(ctx)
+    ctx.state_set(1, ctx.state_get(0, partial=True), partial=True)
+    with ctx.checkpoint():
+        assert lib.llama_memory_seq_rm(lib.llama_get_memory(ctx._gate.ctx), -1, -1, -1)
+    assert np.array_equal(ctx.decode([5, 6, 7], 1), ctx.decode([5, 6, 7], 2))
