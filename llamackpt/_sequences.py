@@ -174,11 +174,10 @@ class Sequences:
         flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
         with self._gate as gate:
             self._check_seq(seq_id)
-            self._memory(gate)  # refuses a model without one
+            memory = self._memory(gate)
             log.reset_reason()
             source = ffi.from_buffer("uint8_t[]", data)  # its length is in bytes, len(data) is in elements
             n = lib.llama_state_seq_set_data_ext(gate.ctx, source, len(source), seq_id, flags)
-            memory = self._memory(gate)
             if 0 < n < len(source):
                 lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
             if n == len(source) or lib.llama_memory_seq_pos_max(memory, seq_id) < 0:

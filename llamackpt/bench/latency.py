@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from .._ffi import lib
-from ..checkpoint import Checkpoint, CheckpointPerf
+from ..checkpoint import Checkpoint
 from ..context import Context
 from ..model import Model
-from .clock import clock, timed
+from .clock import clock, inside, timed
 from .machine import where
 
 __all__ = ["Latency", "as_json", "format_latency", "measure_latency"]
@@ -50,10 +50,10 @@ def measure_latency(model: Model, n_ctx: int = 512, runs: int = 50, n_threads: i
     tokens = [i % model.n_vocab for i in range(3, 11)]
     with model.context(n_ctx=n_ctx, checkpoints=31, n_threads=n_threads) as ctx:
         ctx.decode(tokens)
+        opened = ctx.checkpoint_perf()
         base, n_held = ctx.checkpoint(full=True), ctx.n_ctx
         checkpoint, serial = _operations(ctx, runs, base.restore)
         perf = ctx.checkpoint_perf()
-        inside = _inside(perf)
         decode = _decodes(ctx, runs, base.restore)
         state_bytes = len(ctx.state_get(partial=True))
         tight, inside_tight = _tight_loop(ctx)
@@ -66,7 +66,7 @@ def measure_latency(model: Model, n_ctx: int = 512, runs: int = 50, n_threads: i
         n_ctx=n_held,
         state_bytes=state_bytes,
         from_python={**checkpoint, **tight},
-        inside_c={**inside, **inside_tight},
+        inside_c={"save": inside("save", opened, perf), "restore": inside("restore", opened, perf), **inside_tight},
         serialisation=serial,
         device_copy=device,
         decode=decode,
@@ -94,15 +94,6 @@ def _operations(ctx: Context, runs: int, reset: Callable[[], None]) -> tuple[dic
     return medians, serial
 
 
-def _inside(perf: CheckpointPerf, before: CheckpointPerf | None = None) -> dict[str, float]:
-    """What the library measured itself, means."""
-    n_save, n_restore, t_save, t_restore = perf.n_save, perf.n_restore, perf.t_save_us, perf.t_restore_us
-    if before is not None:
-        n_save, n_restore = n_save - before.n_save, n_restore - before.n_restore
-        t_save, t_restore = t_save - before.t_save_us, t_restore - before.t_restore_us
-    return {"save": t_save / n_save, "restore": t_restore / n_restore}
-
-
 def _tight_loop(ctx: Context, n: int = 2000) -> tuple[dict[str, float], dict[str, float]]:
     """The same calls again and again, nothing between them: warm caches. From Python, and inside the library."""
 
@@ -114,8 +105,8 @@ def _tight_loop(ctx: Context, n: int = 2000) -> tuple[dict[str, float], dict[str
     result = {"save, warm": clock(lambda: _repeat(save, n)) / n}
     result["restore, warm"] = clock(lambda: _repeat(ck.restore, n)) / n
     ck.delete()
-    inside = {f"{key}, warm": value for key, value in _inside(ctx.checkpoint_perf(), before).items()}
-    return result, inside
+    after = ctx.checkpoint_perf()
+    return result, {"save, warm": inside("save", before, after), "restore, warm": inside("restore", before, after)}
 
 
 def _device(ctx: Context, runs: int) -> dict[str, float]:

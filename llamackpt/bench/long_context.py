@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from ..context import Context
 from ..model import Model
-from .clock import clock, timed
+from .clock import clock, inside, timed
 from .machine import where
 
 __all__ = ["LongContext", "as_json", "format_long_context", "measure_long_context"]
@@ -40,11 +40,11 @@ def measure_long_context(
         filled = clock(lambda: _fill(ctx, n_tokens)) / 1e6
         rows = {}
         rows["save, rollback"], rows[f"restore over {N_DRAFT} tokens"] = _rounds(ctx, runs, full=False)
-        inside = {**_inside(ctx), "save, mean, in a tight loop": _tight_save(ctx)}
+        measured = {**_inside(ctx), "save, mean, in a tight loop": _tight_save(ctx)}
         rows["save, full"], rows["restore, full, own sequence"] = _rounds(ctx, runs, full=True)
         rows |= _fork(ctx, max(3, runs // 10))
         n_ctx = ctx.n_ctx
-    return LongContext(model.desc, n_ctx, n_tokens, N_DRAFT, filled, rows, inside)
+    return LongContext(model.desc, n_ctx, n_tokens, N_DRAFT, filled, rows, measured)
 
 
 def _fill(ctx: Context, n_tokens: int) -> None:
@@ -69,8 +69,7 @@ def _tight_save(ctx: Context, n: int = 2000) -> float:
     before = ctx.checkpoint_perf()
     for _ in range(n):
         ctx.checkpoint().delete()
-    after = ctx.checkpoint_perf()
-    return (after.t_save_us - before.t_save_us) / (after.n_save - before.n_save)
+    return inside("save", before, ctx.checkpoint_perf())
 
 
 def _rounds(ctx: Context, runs: int, *, full: bool) -> tuple[float, float]:
