@@ -41,7 +41,7 @@ EOF
 PROGRAMS="llama-server ggml-rpc-server" # the package carries them
 TARGETS="llama ggml $PROGRAMS"
 UPSTREAM_TESTS="test-llama-archs test-memory-checkpoint test-recurrent-state-rollback test-save-load-state test-batch-alloc
-test-kv-cells test-state-restore-fragmented test-rpc-multi-server"
+test-kv-cells test-state-restore-fragmented test-rpc-multi-server test-backend-ops"
 TOOLS="cmake>=3.28 ninja>=1.11 setuptools>=77 wheel build>=1.2 cffi>=1.17"
 
 note() { echo "build.sh: $*"; }

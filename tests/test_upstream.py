@@ -71,6 +71,13 @@ def test_the_cells_of_the_kv_cache_are_what_a_plain_list_says(tmp_path: Path) ->
     assert "failures   : 0" in run(tmp_path, program("test-kv-cells"))
 
 
+@pytest.mark.parametrize("operation", ["GATED_DELTA_NET", "GATED_DELTA_NET_CACHE_FUSION"])
+def test_states_that_are_computed_in_the_cache_are_those_that_are_copied(tmp_path: Path, operation: str) -> None:
+    out = run(tmp_path, program("test-backend-ops"), "test", "-b", "CPU", "-o", operation)
+    passed, of = map(int, re.findall(r"(\d+)/(\d+) tests passed", out)[-1])
+    assert passed == of > 30
+
+
 @pytest.mark.parametrize("run_with", ["plain", "held"], indirect=True)  # it is the long one
 def test_the_backends_agree_on_every_architecture(run_with: Run, tmp_path: Path) -> None:
     out = run_with(tmp_path, program("test-llama-archs"), "-s", "1234")
