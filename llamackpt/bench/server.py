@@ -136,37 +136,41 @@ def medians(values: dict[str, list[float]]) -> dict[str, float]:
 def measure_speculation(
     bench: Bench, setup: Setup, model: Path, n_texts: int, n_tokens: int, progress: Callable[[str], None]
 ) -> None:
-    """Each text continued greedily by each server and by one that does not draft, the order changing from text to text."""
+    """Each text continued greedily by each server, with drafts and without, the order changing from text to text."""
     size = ("--ctx-size", str(N_PROMPT + n_tokens + 64))
     detail: list[dict[str, Any]] = []
-    speed: dict[str, list[float]] = {"undrafted": []}
-    rounds: dict[str, float] = {}
+    undrafted: dict[str, list[float]] = {}
+    drafted: dict[str, list[float]] = {}
     same = {"stock": 0, "patched": 0}
     wrong = {"stock": 0, "patched": 0}
-    with setup.start(model, *size) as undrafted, setup.pair(model, *size, *setup.drafts()) as servers:
-        reference = undrafted.client(600)
+    with setup.pair(model, *size) as plain, setup.pair(model, *size, *setup.drafts()) as drafting:
+        names = list(drafting)
+        reference = plain["patched"].client(600)
         for index, prompt in enumerate(prompts(reference, n_texts)):
             progress(f"drafts: text {index + 1} of {n_texts}")
-            expected = reference.completion(prompt, max_tokens=n_tokens, temperature=0, ignore_eos=True)
-            speed["undrafted"].append(expected.timings.predicted_per_second)
-            row: dict[str, object] = {"text": TEXTS[index], "undrafted": dict(expected.timings.raw)}
-            for name in sorted(servers, reverse=bool(index % 2)):
-                found = servers[name].client(600).completion(prompt, max_tokens=n_tokens, temperature=0, ignore_eos=True)
-                speed.setdefault(name, []).append(found.timings.predicted_per_second)
-                gap = difference(reference, prompt, expected, found)
+            order = sorted(names, reverse=bool(index % 2))
+            texts_of = {name: _continue(plain[name], prompt, n_tokens) for name in order}
+            row: dict[str, object] = {"text": TEXTS[index]}
+            for name in order:
+                undrafted.setdefault(name, []).append(texts_of[name].timings.predicted_per_second)
+                found = _continue(drafting[name], prompt, n_tokens)
+                drafted.setdefault(name, []).append(found.timings.predicted_per_second)
+                gap = difference(reference, prompt, texts_of["patched"], found)
                 same[name] += gap is None
                 wrong[name] += gap is not None and gap > TIE
+                row[f"{name}, undrafted"] = dict(texts_of[name].timings.raw)
                 row[name] = {**found.timings.raw, "first difference, nats": gap}
             detail.append(row)
-        rounds = {name: server.client().metrics()[N_ROUNDS] for name, server in servers.items()}
-    names = list(rounds)
+        rounds = {name: server.client().metrics()[N_ROUNDS] for name, server in drafting.items()}
     decodes = {name: setup.log(name).read_text("utf-8", "replace").count(" draft tokens") for name in names}
-    speeds = medians(speed)
     bench.details["drafts"] = detail
-    bench.add("undrafted", "tokens a second without drafts, median of the texts", "1/s", {"patched": speeds.pop("undrafted")},
-              "the same code")  # fmt: skip
-    bench.add("drafted", f"tokens a second with n-gram drafts of up to {setup.draft}, median of the texts", "1/s", speeds)
-    bench.add_quotient("drafted / stock", "the same, patched over stock text by text, median", speed)
+    what = f"n-gram drafts of up to {setup.draft}"
+    bench.add("undrafted", "tokens a second without drafts, median of the texts", "1/s", medians(undrafted))
+    bench.add_quotient("undrafted / stock", "the same, patched over stock text by text, median", undrafted)
+    bench.add("drafted", f"tokens a second with {what}, median of the texts", "1/s", medians(drafted))
+    bench.add_quotient("drafted / stock", "the same, patched over stock text by text, median", drafted)
+    gain = {name: [one / other for one, other in zip(drafted[name], undrafted[name], strict=True)] for name in names}
+    bench.add("drafted / undrafted", "of the same server text by text, median", "", medians(gain))
     accepted = {name: _share(detail, name) for name in names}
     bench.add("accepted", "share of the drafted tokens that were right", "", accepted)
     bench.add("decodes a round", "decodes that check a draft, or repeat what is left of it, for each draft", "",
@@ -174,6 +178,10 @@ def measure_speculation(
     bench.add("identical texts", f"of {n_texts}, the same tokens as without drafts", "", {name: same[name] for name in names})
     bench.add("different texts", f"of {n_texts}, other tokens that were not within {TIE} nats of the undrafted choice", "",
               {name: wrong[name] for name in names})  # fmt: skip
+
+
+def _continue(server: Server, prompt: Sequence[int], n_tokens: int) -> Completion:
+    return server.client(600).completion(prompt, max_tokens=n_tokens, temperature=0, ignore_eos=True)
 
 
 def difference(reference: Client, prompt: Sequence[int], expected: Completion, found: Completion) -> float | None:
