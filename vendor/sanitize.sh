@@ -19,12 +19,12 @@ sanitizer_flags() { # asan | tsan: CMake's, one a line; ggml's own threads, as O
 sanitizer_goals() {
     case $1 in
         asan) echo "llama ggml test-memory-checkpoint test-batch-alloc test-kv-cells" ;;
-        tsan) echo "llama ggml" ;;
+        tsan) echo "llama ggml test-backend-ops" ;;
     esac
 }
 
 sanitize() {
-    local models lib preload='' model
+    local models lib preload='' model op
     [ "$(uname)" = Linux ] || die "sanitize preloads the sanitizer into Python, which only Linux can"
     for lib in libasan.so libubsan.so; do
         lib=$(${CC:-cc} -print-file-name=$lib)
@@ -53,7 +53,11 @@ sanitize() {
     # what Python holds until it exits are not leaks of ours; the C++ tests look for these
     LD_PRELOAD=${preload# } LD_LIBRARY_PATH=$ROOT/build/asan/bin ASAN_OPTIONS=detect_leaks=0 \
         "$PY" tests/random_ops.py --ops "$SANITIZE_OPS" --models "$models" || die "the random test"
-    note "threads: two contexts"
+    note "threads: states in the cache, two contexts"
+    for op in GATED_DELTA_NET GATED_DELTA_NET_CACHE_FUSION; do
+        TSAN_OPTIONS=halt_on_error=1 build/tsan/bin/test-backend-ops test -b CPU -o $op > build/tsan/test.log 2>&1 ||
+            { tail -40 build/tsan/test.log; die "test-backend-ops -o $op"; }
+    done
     ${CXX:-c++} -std=c++17 -O1 -g -fsanitize=thread -I"$TREE/include" -I"$TREE/ggml/include" tests/two_contexts.cpp \
         -o build/tsan/bin/two_contexts -Lbuild/tsan/bin -lllama -lggml -lggml-base "-Wl,-rpath,$ROOT/build/tsan/bin" -pthread
     for model in $SANITIZE_MODELS; do
